@@ -1,0 +1,28 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # Map of the crate
+//!
+//! A checkpoint's way through the modules, from a file nobody should trust to a graph three runtimes agree on:
+//!
+//! 1. [`checkpoint`] reads containers (torch zip, torch legacy, tar, safetensors, sharded) as hostile input, lazily.
+//! 2. [`convert`] decides the fate of every key from headers alone, then streams the tensors into the common format.
+//! 3. [`model`] knows the architecture: names, shapes, and the forward passes, written once, generic over
+//!    [`model::Ops`].
+//! 4. [`kernels`] runs those passes on candle; [`verify`] replays stored activations and names what diverged.
+//! 5. [`onnx`] records the same passes as a graph, writes it, and checks it in three runtimes.
+//! 6. [`zoo`] knows the released models.
+//!
+//! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
+
+pub mod checkpoint;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+pub mod convert;
+#[cfg(feature = "candle")]
+pub mod kernels;
+pub mod model;
+pub mod onnx;
+#[cfg(feature = "candle")]
+pub mod verify;
+pub mod zoo;

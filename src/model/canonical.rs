@@ -1,0 +1,261 @@
+//! A model directory in the common format: `model.safetensors` and `config.json`, with `adapters.safetensors`,
+//! `decoder.safetensors` and `golden.safetensors` beside them where they exist.
+//!
+//! Opening one proves that its files hold exactly the parameters its configuration says, before anything reads a value.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::{ModelConfig, ParameterSpec, adapter_parameters, vit_parameters};
+
+/// The files of a model directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelFile {
+    /// The plain backbone: loads strictly in timm.
+    Model,
+    /// TEC's adapters.
+    Adapters,
+    /// A pretraining decoder, with its upstream names.
+    Decoder,
+    /// Stored activations for `verify`.
+    Golden,
+    /// timm's hub configuration plus the `tec_zoo` section.
+    Config,
+}
+
+impl ModelFile {
+    /// File name in the directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model.safetensors",
+            Self::Adapters => "adapters.safetensors",
+            Self::Decoder => "decoder.safetensors",
+            Self::Golden => "golden.safetensors",
+            Self::Config => "config.json",
+        }
+    }
+}
+
+/// Why a directory is not a model in the common format.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CanonicalError {
+    /// The file could not be read.
+    #[error("cannot read `{path}`: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Not a model directory at all.
+    #[error("`{path}` is not a model directory: it has no {missing}\nhint: `tec-zoo convert FILE --out DIR` makes one")]
+    NotAModel {
+        /// The directory.
+        path: String,
+        /// The file that should be there.
+        missing: &'static str,
+    },
+    /// `config.json` is not what this tool writes.
+    #[error("cannot use `{path}`: {reason}")]
+    Config {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A safetensors file is malformed.
+    #[error("cannot use `{path}`: {source}")]
+    Safetensors {
+        /// The file.
+        path: String,
+        /// The parser's reason.
+        source: safetensors::SafeTensorError,
+    },
+    /// The tensors are not the ones the configuration promises.
+    #[error("`{path}` does not hold the model its config.json describes:\n{problems}")]
+    Mismatch {
+        /// The file.
+        path: String,
+        /// One line for each problem.
+        problems: String,
+    },
+}
+
+/// One tensor of a mapped file.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: &'a [usize],
+    /// Row-major little-endian bytes, in the map.
+    pub bytes: &'a [u8],
+}
+
+/// A memory-mapped safetensors file.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    map: Mmap,
+    metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, (Dtype, Vec<usize>, Range<usize>)>,
+}
+
+impl Weights {
+    /// Maps `path` and checks its header.
+    pub fn open(path: &Path) -> Result<Self, CanonicalError> {
+        let io = |source| CanonicalError::Io { path: path.display().to_string(), source };
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
+            // An empty file cannot be mapped; say what it is instead of the system's `invalid argument`.
+            let source = safetensors::SafeTensorError::HeaderTooSmall;
+            return Err(CanonicalError::Safetensors { path: path.display().to_string(), source });
+        }
+        // SAFETY: the map is read-only. As with every mapped file, a writer that shortens it under us ends the process
+        // with SIGBUS; the tool itself only ever replaces files by rename, which leaves old maps whole.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let bad = |source| CanonicalError::Safetensors { path: path.display().to_string(), source };
+        let (header_len, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
+        let start = 8 + header_len;
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = header
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (from, to) = info.data_offsets;
+                (name, (info.dtype, info.shape.clone(), start + from..start + to))
+            })
+            .collect();
+        Ok(Self { path: path.to_path_buf(), map, metadata, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The header's `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// A tensor, by name.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        let (dtype, shape, range) = self.tensors.get(name)?;
+        Some(TensorView { dtype: *dtype, shape, bytes: &self.map[range.clone()] })
+    }
+
+    /// Names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    fn require(&self, specs: &[ParameterSpec]) -> Result<(), CanonicalError> {
+        let mut problems = Vec::new();
+        for spec in specs {
+            match self.tensors.get(&spec.name) {
+                None => problems.push(format!("  {} is missing", spec.name)),
+                Some((dtype, shape, _)) => {
+                    if *shape != spec.shape {
+                        problems.push(format!("  {} is {shape:?}, not {:?}", spec.name, spec.shape));
+                    }
+                    if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+                        problems.push(format!("  {} is {dtype}, not a float", spec.name));
+                    }
+                }
+            }
+        }
+        for name in self.tensors.keys().filter(|name| !specs.iter().any(|spec| spec.name == **name)) {
+            problems.push(format!("  {name} is unexpected"));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(CanonicalError::Mismatch { path: self.path.display().to_string(), problems: problems.join("\n") })
+    }
+}
+
+/// A model in the common format, proven to hold the parameters it promises.
+#[derive(Debug)]
+pub struct Canonical {
+    dir: PathBuf,
+    config: ModelConfig,
+    model: Weights,
+    adapters: Option<Weights>,
+}
+
+impl Canonical {
+    /// Opens the directory `dir`.
+    pub fn open(dir: &Path) -> Result<Self, CanonicalError> {
+        let config = Self::read_config(dir)?;
+        let model = Weights::open(&dir.join(ModelFile::Model.name()))?;
+        model.require(&vit_parameters(&config.vit))?;
+        let adapters = match &config.vit.adapters {
+            None => None,
+            Some(adapters) => {
+                let weights = Weights::open(&dir.join(ModelFile::Adapters.name()))?;
+                weights.require(&adapter_parameters(adapters, config.vit.width))?;
+                Some(weights)
+            }
+        };
+        Ok(Self { dir: dir.to_path_buf(), config, model, adapters })
+    }
+
+    /// Reads the `tec_zoo` section of `dir/config.json`.
+    pub fn read_config(dir: &Path) -> Result<ModelConfig, CanonicalError> {
+        let path = dir.join(ModelFile::Config.name());
+        let shown = path.display().to_string();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                return Err(CanonicalError::NotAModel { path: dir.display().to_string(), missing: "config.json" });
+            }
+            Err(source) => return Err(CanonicalError::Io { path: shown, source }),
+        };
+        let bad = |reason: String| CanonicalError::Config { path: shown.clone(), reason };
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+        let section = json.get("tec_zoo").ok_or_else(|| bad("it has no `tec_zoo` section".into()))?;
+        match section.get("format").and_then(serde_json::Value::as_u64) {
+            Some(format) if format == u64::from(ModelConfig::FORMAT) => {}
+            Some(format) => {
+                let newest = ModelConfig::FORMAT;
+                return Err(bad(format!("its format is {format}; this version reads {newest}")));
+            }
+            None => return Err(bad("its `tec_zoo` section has no `format`".into())),
+        }
+        let config: ModelConfig = serde_json::from_value(section.clone()).map_err(|error| bad(error.to_string()))?;
+        config.vit.validate().map_err(bad)?;
+        Ok(config)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The backbone's file.
+    pub fn model(&self) -> &Weights {
+        &self.model
+    }
+
+    /// The adapters' file.
+    pub fn adapters(&self) -> Option<&Weights> {
+        self.adapters.as_ref()
+    }
+
+    /// A parameter of the backbone or of the adapters; their names never collide.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        self.model.get(name).or_else(|| self.adapters.as_ref()?.get(name))
+    }
+}

@@ -1,0 +1,312 @@
+//! The configuration of a model in the common format: everything that decides its numbers and no tensor says.
+
+use serde::{Deserialize, Serialize};
+
+/// Architecture of a plain ViT encoder.
+///
+/// Field names in the JSON are timm's where timm has the thing; the rest lives only in the `tec_zoo` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VitConfig {
+    /// Native image size `[H, W]` in pixels: the size the position table was made for.
+    pub image_size: [usize; 2],
+    /// Patch side in pixels.
+    pub patch_size: usize,
+    /// Token width C.
+    pub width: usize,
+    /// Number of blocks D.
+    pub depth: usize,
+    /// Attention heads; no tensor's shape reveals it (MoCo v3's ViT-S has 12 where others have 6).
+    pub heads: usize,
+    /// Hidden width of each block's MLP.
+    pub mlp_width: usize,
+    /// Epsilon of every LayerNorm of the encoder.
+    pub norm_eps: f64,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// Whether the checkpoint holds the final norm (`norm.weight`, `norm.bias`); released TEC files do not.
+    pub final_norm: bool,
+    /// Position table.
+    pub position: PositionConfig,
+    /// A fine-tuned checkpoint's head, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier: Option<ClassifierConfig>,
+    /// TEC's adapters, when they are kept beside the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<AdapterConfig>,
+    /// The pretraining decoder, when it is kept beside the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder: Option<DecoderConfig>,
+}
+
+impl VitConfig {
+    /// Patches `[rows, columns]` of an image of the native size.
+    pub fn grid(&self) -> [usize; 2] {
+        [self.image_size[0] / self.patch_size, self.image_size[1] / self.patch_size]
+    }
+
+    /// Patches of a native image.
+    pub fn patches(&self) -> usize {
+        let [rows, columns] = self.grid();
+        rows * columns
+    }
+
+    /// Width of one attention head.
+    pub fn head_width(&self) -> usize {
+        self.width / self.heads
+    }
+}
+
+/// The MLP's nonlinearity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// `x·Φ(x)` with the error function: PyTorch's default `nn.GELU()`, used by every family here.
+    GeluErf,
+    /// The tanh approximation (`approximate="tanh"`).
+    GeluTanh,
+}
+
+/// The position table and how it is stretched to another grid.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PositionConfig {
+    /// Where the values come from.
+    pub kind: PositionKind,
+    /// The resampling rule of the model's family.
+    pub resample: Resample,
+}
+
+/// Where a position table's values come from. The table itself is always copied, never regenerated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum PositionKind {
+    /// Fixed two-dimensional sine-cosine table with an all-zero class row.
+    SinCos {
+        /// Which axis fills the first half of the channels.
+        axis_order: AxisOrder,
+    },
+    /// Trained with the model.
+    Learned,
+}
+
+/// Which image axis the first half of a sine-cosine table's channels encodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AxisOrder {
+    /// `[sin(col) | cos(col) | sin(row) | cos(row)]`: MAE, TEC, I-JEPA.
+    ColumnFirst,
+    /// `[sin(row) | cos(row) | sin(col) | cos(col)]`: MoCo v3, MMPretrain.
+    RowFirst,
+}
+
+/// How a position table is resampled; all bicubic with `align_corners=False`, the class row untouched.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "kebab-case")]
+pub enum Resample {
+    /// `interpolate(size=…)`: MAE, TEC, MoCo v3 fine-tuning, mmseg. Scale = source / target size.
+    Size,
+    /// `interpolate(scale_factor=(n + offset) / source)`: DINO and iBOT with 0.1; the *scale* enters the kernel,
+    /// so values differ from `Size` even where the sizes agree.
+    ScaleOffset {
+        /// Added to the target size before dividing (0.1 upstream).
+        offset: f64,
+    },
+    /// `interpolate(size=…, antialias=True)`: timm.
+    SizeAntialias,
+}
+
+/// A classification head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierConfig {
+    /// Outputs of `head`.
+    pub classes: usize,
+    /// Mean of the patch tokens through `fc_norm` before the head (MAE fine-tuning); otherwise the class token.
+    pub fc_norm: bool,
+}
+
+/// TEC's conditional adapters (paper section 3.2; `models_tec_vit.py` upstream), kept in `adapters.safetensors`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Number of groups of consecutive blocks.
+    pub groups: usize,
+    /// Blocks per group (3 upstream).
+    pub blocks_per_group: usize,
+    /// Hidden width of each group's MLP.
+    pub mlp_width: usize,
+    /// Epsilon of the two LayerNorms around the groups: `nn.LayerNorm`'s default 1e-5, not the encoder's.
+    pub norm_eps: f64,
+    /// Hidden width of the input adapter's MLP over the class token, when the checkpoint kept it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_mlp_width: Option<usize>,
+}
+
+/// A pretraining decoder kept in `decoder.safetensors` with its upstream names; not part of any forward pass here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderConfig {
+    /// Token width.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads (16 in MAE and TEC), when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+}
+
+/// Which output downstream users take as *the* feature of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Feature {
+    /// Class token after the final norm.
+    Cls,
+    /// Mean of the patch tokens (after the final norm where there is one).
+    Mean,
+}
+
+/// Resize filter of the evaluation transform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interpolation {
+    /// PIL bicubic.
+    Bicubic,
+    /// PIL bilinear.
+    Bilinear,
+}
+
+/// Evaluation preprocessing: resize the short side to `crop / crop_pct`, centre crop, `(x/255 - mean) / std`, RGB.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocessing {
+    /// Per channel, on 0–1 RGB.
+    pub mean: [f32; 3],
+    /// Per channel, on 0–1 RGB.
+    pub std: [f32; 3],
+    /// Filter.
+    pub interpolation: Interpolation,
+    /// Crop side / resized short side (224/256 = 0.875).
+    pub crop_pct: f64,
+}
+
+/// Where the weights come from; enough to find them again and to know what was done to them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// File name (never a path) of the checkpoint.
+    pub source_file: String,
+    /// Its sha256, lower-case hex.
+    pub source_sha256: String,
+    /// Its size.
+    pub source_bytes: u64,
+    /// Container it was in (`torch-zip`, `torch-legacy`, `safetensors`, …).
+    pub container: String,
+    /// Converter (a file name in `converters/`, without extension).
+    pub converter: String,
+    /// Branch taken, when the file held several (`teacher`, `student`, `base`, `momentum`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// Branches the same file also held.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_branches: Vec<String>,
+    /// Tool and version that wrote this.
+    pub tool: String,
+    /// Base models this one was trained from, nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<String>,
+}
+
+/// Licence of the weights, with where that is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Licence {
+    /// SPDX identifier, or `unknown`.
+    pub spdx: String,
+    /// Where it is stated.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub evidence: String,
+}
+
+/// The `tec_zoo` section of `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Version of this section; readers refuse a newer one.
+    pub format: u32,
+    /// Family (`mae`, `ibot`, `moco-v3`, `tec`, …).
+    pub family: String,
+    /// Architecture.
+    pub vit: VitConfig,
+    /// The output downstream users take.
+    pub feature: Feature,
+    /// Evaluation preprocessing.
+    pub preprocessing: Preprocessing,
+    /// Origin.
+    pub provenance: Provenance,
+    /// Licence.
+    pub licence: Licence,
+}
+
+impl ModelConfig {
+    /// The version this build writes.
+    pub const FORMAT: u32 = 1;
+}
+
+/// Bounds on what a configuration may ask for: far above any released ViT, far below what could exhaust a machine by
+/// arithmetic alone.
+const MAX_WIDTH: usize = 1 << 16;
+const MAX_DEPTH: usize = 1 << 10;
+const MAX_SIDE: usize = 1 << 14;
+
+impl VitConfig {
+    /// Checks that the numbers fit together; a hand-edited `config.json` is input like any other.
+    ///
+    /// # Errors
+    /// Says which field is wrong and why.
+    pub fn validate(&self) -> Result<(), String> {
+        let within = |what: &str, value: usize, most: usize| match value {
+            0 => Err(format!("`{what}` is 0")),
+            value if value > most => Err(format!("`{what}` is {value}; at most {most} is accepted")),
+            _ => Ok(()),
+        };
+        within("width", self.width, MAX_WIDTH)?;
+        within("mlp_width", self.mlp_width, MAX_WIDTH * 8)?;
+        within("depth", self.depth, MAX_DEPTH)?;
+        within("heads", self.heads, MAX_WIDTH)?;
+        within("patch_size", self.patch_size, MAX_SIDE)?;
+        for side in self.image_size {
+            within("image_size", side, MAX_SIDE)?;
+            if side % self.patch_size != 0 {
+                return Err(format!("`image_size` {side} is not a multiple of `patch_size` {}", self.patch_size));
+            }
+        }
+        if self.width % self.heads != 0 {
+            return Err(format!("`heads` {} does not divide `width` {}", self.heads, self.width));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return Err(format!("`norm_eps` {} is not a small positive number", self.norm_eps));
+        }
+        if let Some(classifier) = &self.classifier {
+            within("classifier.classes", classifier.classes, 1 << 20)?;
+        }
+        if let Some(adapters) = &self.adapters {
+            within("adapters.groups", adapters.groups, MAX_DEPTH)?;
+            within("adapters.blocks_per_group", adapters.blocks_per_group, MAX_DEPTH)?;
+            within("adapters.mlp_width", adapters.mlp_width, MAX_WIDTH * 8)?;
+            if let Some(hidden) = adapters.input_mlp_width {
+                within("adapters.input_mlp_width", hidden, MAX_WIDTH * 8)?;
+            }
+            if adapters.groups * adapters.blocks_per_group != self.depth {
+                return Err(format!(
+                    "`adapters` cover {} × {} blocks; the model has {}",
+                    adapters.groups, adapters.blocks_per_group, self.depth
+                ));
+            }
+            if !(adapters.norm_eps > 0.0 && adapters.norm_eps < 1.0) {
+                return Err(format!("`adapters.norm_eps` {} is not a small positive number", adapters.norm_eps));
+            }
+        }
+        Ok(())
+    }
+}

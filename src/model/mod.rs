@@ -1,0 +1,23 @@
+//! What a Vision Transformer *is* here: its configuration, the names and shapes of its parameters, the directory
+//! format it is kept in, and its forward pass, written once over [`Ops`].
+//!
+//! Nothing in this module computes: [`crate::kernels`] runs the passes, [`crate::onnx`] records them.
+//!
+//! Shape letters: B batch, H×W image, p patch size, L patches, C width, D depth, N heads.
+
+mod canonical;
+mod config;
+mod ops;
+mod parameters;
+pub mod position;
+pub mod stats;
+mod vit;
+
+pub use canonical::{Canonical, CanonicalError, ModelFile, TensorView, Weights};
+pub use config::{
+    Activation, AdapterConfig, AxisOrder, ClassifierConfig, DecoderConfig, Feature, Interpolation, Licence, ModelConfig,
+    PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
+};
+pub use ops::{Ops, PositionRequest};
+pub use parameters::{ParameterSpec, adapter_parameters, vit_parameters};
+pub use vit::{Features, Stage, Vit};

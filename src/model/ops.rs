@@ -1,0 +1,69 @@
+//! The few coarse operations a ViT needs.
+
+use super::{Activation, Resample};
+
+/// Which position table is wanted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PositionRequest {
+    /// Grid `[rows, columns]` the stored table is for.
+    pub native: [usize; 2],
+    /// Grid of the image at hand.
+    pub grid: [usize; 2],
+    /// The family's rule.
+    pub resample: Resample,
+}
+
+/// The operations a forward pass is written in: [`crate::kernels::Eager`] computes them, [`crate::onnx::Record`]
+/// writes them down as graph nodes.
+///
+/// Parameters are named, not passed, so that each implementation keeps them in the layout that serves it (a graph
+/// stores a Linear's weight transposed, a trainer keeps variables). A name is a timm name or a prefix of one:
+/// `linear(x, "blocks.0.attn.qkv")` uses `blocks.0.attn.qkv.weight` and `.bias`.
+pub trait Ops {
+    /// A tensor, or the name of one.
+    type Value: Clone;
+    /// What can go wrong.
+    type Error;
+
+    /// The stored tensor itself.
+    fn parameter(&mut self, name: &str) -> Result<Self::Value, Self::Error>;
+
+    /// (B, 3, H, W) → (B, L, C): non-overlapping patches through the Linear that `name` stores as a convolution.
+    fn patch_embed(&mut self, images: &Self::Value, name: &str, patch: usize) -> Result<Self::Value, Self::Error>;
+
+    /// The position table (1, 1 + rows·columns, C), class row first, resampled where `native` and `grid` differ.
+    fn position(&mut self, name: &str, request: &PositionRequest) -> Result<Self::Value, Self::Error>;
+
+    /// Rows `start..start + len` of the token axis of (b, T, C).
+    fn tokens(&mut self, x: &Self::Value, start: usize, len: Option<usize>) -> Result<Self::Value, Self::Error>;
+
+    /// (1, 1, C), (B, L, C) → (B, 1 + L, C).
+    fn prepend_token(&mut self, token: &Self::Value, x: &Self::Value) -> Result<Self::Value, Self::Error>;
+
+    /// Elementwise sum with broadcasting over the batch.
+    fn add(&mut self, a: &Self::Value, b: &Self::Value) -> Result<Self::Value, Self::Error>;
+
+    /// (…, in) → (…, out).
+    fn linear(&mut self, x: &Self::Value, name: &str) -> Result<Self::Value, Self::Error>;
+
+    /// LayerNorm over the last axis.
+    fn layer_norm(&mut self, x: &Self::Value, name: &str, eps: f64) -> Result<Self::Value, Self::Error>;
+
+    /// Elementwise GELU.
+    fn gelu(&mut self, x: &Self::Value, kind: Activation) -> Result<Self::Value, Self::Error>;
+
+    /// (B, T, 3·C), channels `[q | k | v]` each split in heads → (B, T, C): softmax(q·kᵀ·head_width^-0.5)·v.
+    fn attention(&mut self, qkv: &Self::Value, heads: usize) -> Result<Self::Value, Self::Error>;
+
+    /// Concatenation along the last axis.
+    fn concat_channels(&mut self, parts: &[Self::Value]) -> Result<Self::Value, Self::Error>;
+
+    /// Channels `start..start + len` of the last axis.
+    fn channels(&mut self, x: &Self::Value, start: usize, len: usize) -> Result<Self::Value, Self::Error>;
+
+    /// (B, T, C) → (B, C): token `index`.
+    fn select_token(&mut self, x: &Self::Value, index: usize) -> Result<Self::Value, Self::Error>;
+
+    /// (B, T, C) → (B, C): mean of the tokens from `start` on.
+    fn mean_tokens(&mut self, x: &Self::Value, start: usize) -> Result<Self::Value, Self::Error>;
+}

@@ -1,0 +1,73 @@
+//! The one authority on parameter names and shapes. Names are timm's.
+
+use super::{AdapterConfig, VitConfig};
+
+/// Name and shape of one parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// timm name, such as `blocks.0.attn.qkv.weight`.
+    pub name: String,
+    /// Shape, as PyTorch has it: a Linear's weight is (out, in).
+    pub shape: Vec<usize>,
+}
+
+impl ParameterSpec {
+    /// Number of values.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+fn spec(name: impl Into<String>, shape: &[usize]) -> ParameterSpec {
+    ParameterSpec { name: name.into(), shape: shape.to_vec() }
+}
+
+fn pair(out: &mut Vec<ParameterSpec>, prefix: &str, weight: &[usize]) {
+    out.push(spec(format!("{prefix}.weight"), weight));
+    out.push(spec(format!("{prefix}.bias"), &weight[..1]));
+}
+
+/// The parameters of `model.safetensors`, in file order.
+pub fn vit_parameters(config: &VitConfig) -> Vec<ParameterSpec> {
+    let c = config.width;
+    let mut out = vec![spec("cls_token", &[1, 1, c]), spec("pos_embed", &[1, 1 + config.patches(), c])];
+    pair(&mut out, "patch_embed.proj", &[c, 3, config.patch_size, config.patch_size]);
+    for i in 0..config.depth {
+        pair(&mut out, &format!("blocks.{i}.norm1"), &[c]);
+        pair(&mut out, &format!("blocks.{i}.attn.qkv"), &[3 * c, c]);
+        pair(&mut out, &format!("blocks.{i}.attn.proj"), &[c, c]);
+        pair(&mut out, &format!("blocks.{i}.norm2"), &[c]);
+        pair(&mut out, &format!("blocks.{i}.mlp.fc1"), &[config.mlp_width, c]);
+        pair(&mut out, &format!("blocks.{i}.mlp.fc2"), &[c, config.mlp_width]);
+    }
+    if config.final_norm {
+        pair(&mut out, "norm", &[c]);
+    }
+    if let Some(classifier) = config.classifier {
+        if classifier.fc_norm {
+            pair(&mut out, "fc_norm", &[c]);
+        }
+        pair(&mut out, "head", &[classifier.classes, c]);
+    }
+    out
+}
+
+/// The parameters of `adapters.safetensors`, in file order, for an encoder of width `c`.
+///
+/// `input_adapter.cls_token` is the class token *before* the input adapter; the model's `cls_token` is the merged one.
+pub fn adapter_parameters(config: &AdapterConfig, c: usize) -> Vec<ParameterSpec> {
+    let mut out = Vec::new();
+    if let Some(hidden) = config.input_mlp_width {
+        out.push(spec("input_adapter.cls_token", &[1, 1, c]));
+        pair(&mut out, "input_adapter.fc1", &[hidden, c]);
+        pair(&mut out, "input_adapter.fc2", &[c, hidden]);
+    }
+    pair(&mut out, "encoder_adapter.norm_in", &[config.groups * config.blocks_per_group * c]);
+    for g in 0..config.groups {
+        pair(&mut out, &format!("encoder_adapter.groups.{g}.fuse"), &[c, config.blocks_per_group * c]);
+        pair(&mut out, &format!("encoder_adapter.groups.{g}.mlp.fc1"), &[config.mlp_width, c]);
+        pair(&mut out, &format!("encoder_adapter.groups.{g}.mlp.fc2"), &[c, config.mlp_width]);
+    }
+    pair(&mut out, "encoder_adapter.norm_out", &[c]);
+    out
+}

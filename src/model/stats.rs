@@ -1,0 +1,1 @@
+//! Parameter and multiply-accumulate counts, from configurations alone.
