@@ -1,1 +1,15 @@
-fn main(){}
+//! Table of contents. Each module says in its first line what it proves.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
+
+mod checkpoint;
+#[cfg(feature = "cli")]
+mod cli;
+mod convert;
+mod hostile;
+mod onnx;
+#[cfg(feature = "candle")]
+mod parity;
+#[cfg(feature = "candle")]
+mod traps;
+mod zoo;

@@ -1,0 +1,1 @@
+//! Mappings, plans and conversions, in both directions.

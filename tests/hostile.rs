@@ -1,0 +1,1 @@
+//! Malformed and malicious input ends in one named error.

@@ -1,0 +1,1 @@
+//! The forward passes against the authors' numbers.

@@ -1,0 +1,1 @@
+//! Every known way to load a model wrong is detected and named.
