@@ -1,1 +1,100 @@
-//! stub
+//! The command line: one file per verb. The only place that parses arguments, reads the environment, prints, or uses
+//! `anyhow`; what a verb does is in the library.
+//!
+//! Data goes to stdout, conversation to stderr.
+
+mod check;
+mod completions;
+mod convert;
+mod demo;
+mod embed;
+mod exit;
+mod export;
+mod info;
+mod inspect;
+mod interrupt;
+mod list;
+mod output;
+mod registry;
+mod stats;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use exit::Exit;
+use output::{ColorChoice, Output};
+
+/// Model zoo and converter for self-supervised Vision Transformers: MAE, iBOT, MoCo v3, TEC.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tec-zoo",
+    version,
+    about,
+    after_help = "Examples:
+  tec-zoo demo                                                  the whole way on embedded data
+  tec-zoo inspect checkpoint.pth                                what a file holds; runs nothing in it
+  tec-zoo convert checkpoint.pth --branch teacher --out ibot    into the common format
+  tec-zoo verify ibot --golden activations.safetensors          replay and compare, block by block
+  tec-zoo export ibot --out ibot.onnx                           an ONNX backbone, checked in every runtime found
+
+Exit codes: 0 done, 1 refused or failed, 2 usage, 3 verification did not hold, 4 network, 130 interrupted."
+)]
+struct Cli {
+    /// Print data and errors only
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// When to colour
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
+    color: ColorChoice,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    List(list::Args),
+    Info(info::Args),
+    Inspect(inspect::Args),
+    Convert(convert::Args),
+    Verify(verify::Args),
+    Embed(embed::Args),
+    Export(export::Args),
+    Check(check::Args),
+    Stats(stats::Args),
+    Demo(demo::Args),
+    Completions(completions::Args),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut output = Output::new(cli.color, cli.quiet);
+    interrupt::install();
+    let result: Result<Exit> = match cli.verb {
+        Verb::List(args) => list::run(&args, &mut output),
+        Verb::Info(args) => info::run(&args, &mut output),
+        Verb::Inspect(args) => inspect::run(&args, &mut output),
+        Verb::Convert(args) => convert::run(&args, &mut output),
+        Verb::Verify(args) => verify::run(&args, &mut output),
+        Verb::Embed(args) => embed::run(&args, &mut output),
+        Verb::Export(args) => export::run(&args, &mut output),
+        Verb::Check(args) => check::run(&args, &mut output),
+        Verb::Stats(args) => stats::run(&args, &mut output),
+        Verb::Demo(args) => demo::run(&args, &mut output),
+        Verb::Completions(args) => completions::run(&args, &mut output),
+    };
+    let exit = match result {
+        Ok(exit) => exit,
+        Err(error) => {
+            let exit = Exit::of(&error);
+            if exit != Exit::PipeClosed {
+                output.error(&error);
+            }
+            exit
+        }
+    };
+    exit.into()
+}

@@ -1,0 +1,55 @@
+//! What an exit code means.
+
+use std::process::ExitCode;
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// 0: done.
+    Done,
+    /// 0: whoever read our output had enough (`tec-zoo list | head`).
+    PipeClosed,
+    /// 1: the thing was refused or failed with a named reason.
+    Failed,
+    /// 2: the command line does not make sense; the same code clap uses.
+    Usage,
+    /// 3: everything ran, and a verification did not hold.
+    NotHeld,
+    /// 130: interrupted by the user; nothing half-written is left.
+    Interrupted,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Done | Exit::PipeClosed => Self::SUCCESS,
+            Exit::Failed => Self::from(1),
+            Exit::Usage => Self::from(2),
+            Exit::NotHeld => Self::from(3),
+            Exit::Interrupted => Self::from(130),
+        }
+    }
+}
+
+impl Exit {
+    /// The code an error ends the program with.
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        if super::interrupt::requested() {
+            return Self::Interrupted;
+        }
+        for cause in error.chain() {
+            if cause.is::<Usage>() {
+                return Self::Usage;
+            }
+            if cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe) {
+                return Self::PipeClosed;
+            }
+        }
+        Self::Failed
+    }
+}
+
+/// A command line that parses but cannot be meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);

@@ -1,0 +1,115 @@
+//! What an `INPUT` argument names.
+
+use std::path::{Path, PathBuf};
+
+/// Why images could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The input itself could not be read.
+    #[error("cannot read `{path}`: {source}")]
+    Io {
+        /// The file or folder.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Nothing to do.
+    #[error("`{path}` names no images\nhint: an image (jpeg, png, webp), a folder of them, a text file with one path a line, or a .safetensors file")]
+    Empty {
+        /// The input.
+        path: String,
+    },
+    /// One image cannot be used.
+    #[error("cannot use image `{path}`: {reason}")]
+    Image {
+        /// The image.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A `.safetensors` input does not hold what it must.
+    #[error("cannot take images from `{path}`: {reason}")]
+    Tensors {
+        /// The file.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// An input, resolved to what it holds.
+#[derive(Debug)]
+pub enum Input {
+    /// Image files, in a stable order.
+    Images(Vec<PathBuf>),
+    /// A safetensors file whose tensor `images` (B, 3, H, W) is already normalised.
+    Tensors(PathBuf),
+}
+
+const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
+fn extension(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+fn is_image(path: &Path) -> bool {
+    extension(path).is_some_and(|found| EXTENSIONS.contains(&found.as_str()))
+}
+
+impl Input {
+    /// Resolves `path`: an image, a folder (searched recursively, sorted by path), a list file, or a safetensors file.
+    ///
+    /// # Errors
+    /// [`DataError::Io`], or [`DataError::Empty`] when nothing is found.
+    pub fn resolve(path: &Path) -> Result<Self, DataError> {
+        let io = |source| DataError::Io { path: path.display().to_string(), source };
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if metadata.is_file() && extension(path).as_deref() == Some("safetensors") {
+            return Ok(Self::Tensors(path.to_path_buf()));
+        }
+        let images = if metadata.is_dir() {
+            let mut found = Vec::new();
+            collect(path, &mut found)?;
+            found.sort();
+            found
+        } else if is_image(path) {
+            vec![path.to_path_buf()]
+        } else {
+            listed(path)?
+        };
+        if images.is_empty() {
+            return Err(DataError::Empty { path: path.display().to_string() });
+        }
+        Ok(Self::Images(images))
+    }
+}
+
+/// Paths of a list file, one a line, relative to the list's folder; blank lines and `#` lines do not count.
+fn listed(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            return Err(DataError::Empty { path: path.display().to_string() });
+        }
+        Err(source) => return Err(DataError::Io { path: path.display().to_string(), source }),
+    };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(|line| folder.join(line)).collect())
+}
+
+/// Symbolic links to folders are not followed: a link upwards would never end.
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let io = |source| DataError::Io { path: folder.display().to_string(), source };
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let path = entry.path();
+        if entry.file_type().map_err(io)?.is_dir() {
+            collect(&path, found)?;
+        } else if is_image(&path) {
+            found.push(path);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! Images in: which files an input names, and the evaluation transform that turns each into a model's input.
+
+mod batch;
+mod input;
+mod transform;
+
+pub use batch::{Batch, ImageBatches};
+pub use input::{DataError, Input};
+pub use transform::EvalTransform;
