@@ -3,21 +3,10 @@
 //!
 //! Data goes to stdout, conversation to stderr.
 
-mod check;
 mod completions;
-mod convert;
-mod demo;
-mod embed;
 mod exit;
-mod export;
-mod info;
-mod inspect;
 mod interrupt;
-mod list;
 mod output;
-mod registry;
-mod stats;
-mod verify;
 
 use std::process::ExitCode;
 
@@ -55,16 +44,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    List(list::Args),
-    Info(info::Args),
-    Inspect(inspect::Args),
-    Convert(convert::Args),
-    Verify(verify::Args),
-    Embed(embed::Args),
-    Export(export::Args),
-    Check(check::Args),
-    Stats(stats::Args),
-    Demo(demo::Args),
     Completions(completions::Args),
 }
 
@@ -74,16 +53,6 @@ pub fn main() -> ExitCode {
     let mut output = Output::new(cli.color, cli.quiet);
     interrupt::install();
     let result: Result<Exit> = match cli.verb {
-        Verb::List(args) => list::run(&args, &mut output),
-        Verb::Info(args) => info::run(&args, &mut output),
-        Verb::Inspect(args) => inspect::run(&args, &mut output),
-        Verb::Convert(args) => convert::run(&args, &mut output),
-        Verb::Verify(args) => verify::run(&args, &mut output),
-        Verb::Embed(args) => embed::run(&args, &mut output),
-        Verb::Export(args) => export::run(&args, &mut output),
-        Verb::Check(args) => check::run(&args, &mut output),
-        Verb::Stats(args) => stats::run(&args, &mut output),
-        Verb::Demo(args) => demo::run(&args, &mut output),
         Verb::Completions(args) => completions::run(&args, &mut output),
     };
     let exit = match result {

@@ -15,7 +15,9 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// Nothing to do.
-    #[error("`{path}` names no images\nhint: an image (jpeg, png, webp), a folder of them, a text file with one path a line, or a .safetensors file")]
+    #[error(
+        "`{path}` names no images\nhint: an image (jpeg, png, webp), a folder of them, a text file with one path a line, or a .safetensors file"
+    )]
     Empty {
         /// The input.
         path: String,

@@ -213,7 +213,9 @@ impl Canonical {
         let shown = path.display().to_string();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(source) if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Err(source)
+                if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+            {
                 return Err(CanonicalError::NotAModel { path: dir.display().to_string(), missing: "config.json" });
             }
             Err(source) => return Err(CanonicalError::Io { path: shown, source }),

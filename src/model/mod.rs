@@ -15,8 +15,8 @@ mod vit;
 
 pub use canonical::{Canonical, CanonicalError, ModelFile, TensorView, Weights};
 pub use config::{
-    Activation, AdapterConfig, AxisOrder, ClassifierConfig, DecoderConfig, Feature, Interpolation, Licence, ModelConfig,
-    PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
+    Activation, AdapterConfig, AxisOrder, ClassifierConfig, DecoderConfig, Feature, Interpolation, Licence,
+    ModelConfig, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
 };
 pub use ops::{Ops, PositionRequest};
 pub use parameters::{ParameterSpec, adapter_parameters, vit_parameters};

@@ -79,8 +79,7 @@ impl<'a> Vit<'a> {
         let patches = ops.patch_embed(images, "patch_embed.proj", self.config.patch_size)?;
         let cls = ops.parameter("cls_token")?;
         let tokens = ops.prepend_token(&cls, &patches)?;
-        let request =
-            PositionRequest { native: self.config.grid(), grid, resample: self.config.position.resample };
+        let request = PositionRequest { native: self.config.grid(), grid, resample: self.config.position.resample };
         let position = ops.position("pos_embed", &request)?;
         ops.add(&tokens, &position)
     }
