@@ -1,1 +1,19 @@
-//! stub
+//! What models there are: one manifest per released model (`zoo/*.toml`, embedded in the program), overlaid by the
+//! user's own folder.
+//!
+//! A manifest is data: where the files are and how they are recognised, the architecture, the licence with its
+//! evidence. What nobody published (a size, a hash) stays absent. This module touches no network; fetching is
+//! `fetch`'s, computing is [`crate::model`]'s.
+
+mod catalogue;
+mod digest;
+mod embedded;
+mod manifest;
+mod register;
+
+pub use catalogue::{Lineage, Zoo, ZooError};
+pub use digest::{Digest, DigestError};
+pub use manifest::{
+    Base, BeyondVit, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms,
+};
+pub use register::register;
