@@ -1,9 +1,11 @@
-//! Images in: which files an input names, and the evaluation transform that turns each into a model's input.
+//! Images in: which files an input names, and the evaluation transform that turns each into a model's input; features out.
 
 mod batch;
+mod features;
 mod input;
 mod transform;
 
 pub use batch::{Batch, ImageBatches};
+pub use features::FeatureFile;
 pub use input::{DataError, Input};
 pub use transform::EvalTransform;
