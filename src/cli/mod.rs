@@ -5,8 +5,12 @@
 
 mod completions;
 mod exit;
+mod info;
 mod interrupt;
+mod list;
 mod output;
+mod register;
+mod registry;
 
 use std::process::ExitCode;
 
@@ -44,6 +48,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    List(list::Args),
+    Info(info::Args),
+    Register(register::Args),
     Completions(completions::Args),
 }
 
@@ -53,6 +60,9 @@ pub fn main() -> ExitCode {
     let mut output = Output::new(cli.color, cli.quiet);
     interrupt::install();
     let result: Result<Exit> = match cli.verb {
+        Verb::List(args) => list::run(&args, &mut output),
+        Verb::Info(args) => info::run(&args, &mut output),
+        Verb::Register(args) => register::run(&args, &mut output),
         Verb::Completions(args) => completions::run(&args, &mut output),
     };
     let exit = match result {

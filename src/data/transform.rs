@@ -76,7 +76,8 @@ impl EvalTransform {
         let pixels = resized.buffer();
         out.reserve(3 * crop_height * crop_width);
         for channel in 0..3 {
-            let (mean, std) = (self.preprocessing.mean[channel], self.preprocessing.std[channel]);
+            let mean = self.preprocessing.mean[channel] as f32;
+            let std = self.preprocessing.std[channel] as f32;
             for row in top..top + crop_height {
                 let start = (row * resized_width as usize + left) * 3 + channel;
                 let line = pixels[start..].iter().step_by(3).take(crop_width);

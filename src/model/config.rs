@@ -181,9 +181,9 @@ pub enum Interpolation {
 #[serde(deny_unknown_fields)]
 pub struct Preprocessing {
     /// Per channel, on 0–1 RGB.
-    pub mean: [f32; 3],
+    pub mean: [f64; 3],
     /// Per channel, on 0–1 RGB.
-    pub std: [f32; 3],
+    pub std: [f64; 3],
     /// Filter.
     pub interpolation: Interpolation,
     /// Crop side / resized short side (224/256 = 0.875).
