@@ -7,9 +7,12 @@ mod checkpoint;
 mod cli;
 mod convert;
 mod hostile;
+#[cfg(feature = "candle")]
+mod kernels;
 mod onnx;
 #[cfg(feature = "candle")]
 mod parity;
+mod position;
 #[cfg(feature = "candle")]
 mod traps;
 mod zoo;

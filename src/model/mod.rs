@@ -20,4 +20,4 @@ pub use config::{
 };
 pub use ops::{Ops, PositionRequest};
 pub use parameters::{ParameterSpec, adapter_parameters, vit_parameters};
-pub use vit::{Features, Stage, Vit};
+pub use vit::{Adapted, Features, Stage, Vit};

@@ -1,6 +1,6 @@
 //! The ViT forward pass, and TEC's adapters on top of it.
 
-use super::{Ops, PositionRequest, VitConfig};
+use super::{Activation, AdapterConfig, Ops, PositionRequest, VitConfig};
 
 /// A point of the forward pass that can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +33,15 @@ pub struct Features<V> {
     pub blocks: Vec<V>,
     /// After the final norm; absent where the checkpoint has none.
     pub norm: Option<V>,
+}
+
+/// TEC's encoder adapter applied.
+#[derive(Debug, Clone)]
+pub struct Adapted<V> {
+    /// What each group of blocks contributes, Z'_n: (B, 1 + L, C) each.
+    pub groups: Vec<V>,
+    /// Z_e, the LayerNorm of their sum: (B, 1 + L, C).
+    pub adapted: V,
 }
 
 impl<V: Clone> Features<V> {
@@ -97,5 +106,93 @@ impl<'a> Vit<'a> {
         let h = ops.gelu(&h, c.activation)?;
         let h = ops.linear(&h, &format!("blocks.{i}.mlp.fc2"))?;
         ops.add(&x, &h)
+    }
+
+    /// TEC's encoder adapter on an encoder's features: `None` where the model keeps no adapters.
+    ///
+    /// Its LayerNorms have PyTorch's default eps, and its MLPs the exact GELU whatever the encoder's activation
+    /// (`FeatureAdaptor` upstream). The class token goes through too.
+    pub fn adapt<O: Ops>(
+        &self,
+        ops: &mut O,
+        features: &Features<O::Value>,
+    ) -> Result<Option<Adapted<O::Value>>, O::Error> {
+        match &self.config.adapters {
+            Some(adapters) => self.adapt_with(ops, features, adapters).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn adapt_with<O: Ops>(
+        &self,
+        ops: &mut O,
+        features: &Features<O::Value>,
+        adapters: &AdapterConfig,
+    ) -> Result<Adapted<O::Value>, O::Error> {
+        // Blocks 0…D−2 raw, the last one after the encoder's final norm.
+        let raw = features.blocks.iter().take(features.blocks.len().saturating_sub(1));
+        let parts: Vec<O::Value> = raw.chain([features.last()]).cloned().collect();
+        let x = ops.concat_channels(&parts)?;
+        let x = ops.layer_norm(&x, "encoder_adapter.norm_in", adapters.norm_eps)?;
+        let span = adapters.blocks_per_group * self.config.width;
+        let mut groups = Vec::with_capacity(adapters.groups);
+        let mut sum: Option<O::Value> = None;
+        for g in 0..adapters.groups {
+            let prefix = format!("encoder_adapter.groups.{g}");
+            let part = ops.channels(&x, g * span, span)?;
+            let fused = ops.linear(&part, &format!("{prefix}.fuse"))?;
+            let h = ops.linear(&fused, &format!("{prefix}.mlp.fc1"))?;
+            let h = ops.gelu(&h, Activation::GeluErf)?;
+            let h = ops.linear(&h, &format!("{prefix}.mlp.fc2"))?;
+            let z = ops.add(&fused, &h)?;
+            sum = Some(match sum {
+                None => z.clone(),
+                Some(sum) => ops.add(&sum, &z)?,
+            });
+            groups.push(z);
+        }
+        let sum = sum.unwrap_or(x);
+        let adapted = ops.layer_norm(&sum, "encoder_adapter.norm_out", adapters.norm_eps)?;
+        Ok(Adapted { groups, adapted })
+    }
+
+    /// TEC's input adapter on the unmerged class token, (1, 1, C): what the model's `cls_token` was made from.
+    /// `None` where the checkpoint kept no input adapter.
+    pub fn merged_class_token<O: Ops>(&self, ops: &mut O) -> Result<Option<O::Value>, O::Error> {
+        if self.config.adapters.and_then(|adapters| adapters.input_mlp_width).is_none() {
+            return Ok(None);
+        }
+        let token = ops.parameter("input_adapter.cls_token")?;
+        let h = ops.linear(&token, "input_adapter.fc1")?;
+        let h = ops.gelu(&h, Activation::GeluErf)?;
+        ops.linear(&h, "input_adapter.fc2").map(Some)
+    }
+
+    /// Class token of the encoder's last output, (B, C).
+    pub fn class_token<O: Ops>(&self, ops: &mut O, features: &Features<O::Value>) -> Result<O::Value, O::Error> {
+        ops.select_token(features.last(), 0)
+    }
+
+    /// Mean of the patch tokens of the encoder's last output, (B, C).
+    pub fn mean<O: Ops>(&self, ops: &mut O, features: &Features<O::Value>) -> Result<O::Value, O::Error> {
+        ops.mean_tokens(features.last(), 1)
+    }
+
+    /// Logits of a fine-tuned checkpoint's head, (B, classes); `None` where it has none.
+    ///
+    /// With `fc_norm`, MAE's fine-tuning head: the mean of the patch tokens *before* any final norm, normed on its own
+    /// (`global_pool` in mae's `models_vit.py`). Otherwise the class token of the last output.
+    pub fn classify<O: Ops>(&self, ops: &mut O, features: &Features<O::Value>) -> Result<Option<O::Value>, O::Error> {
+        let Some(classifier) = self.config.classifier else {
+            return Ok(None);
+        };
+        let pooled = match (classifier.fc_norm, features.blocks.last()) {
+            (true, Some(last)) => {
+                let mean = ops.mean_tokens(last, 1)?;
+                ops.layer_norm(&mean, "fc_norm", self.config.norm_eps)?
+            }
+            _ => self.class_token(ops, features)?,
+        };
+        ops.linear(&pooled, "head").map(Some)
     }
 }

@@ -1,0 +1,255 @@
+//! The [`Ops`] of a model directory, on candle's CPU tensors.
+
+use std::collections::HashMap;
+
+use candle_core::{CpuStorage, D, Device, Layout, Tensor};
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use super::KernelError;
+use super::attention::Attention;
+use super::gelu::Gelu;
+use super::layer_norm::LayerNorm;
+use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, TensorView, Vit, position};
+
+/// Computes a model's passes in f32, reading each parameter from its map the first time it is named.
+///
+/// Parameters stored as f16 or bf16 are widened, f64 ones rounded.
+///
+/// ```no_run
+/// use candle_core::{Device, Tensor};
+/// use tec_zoo::{kernels::Eager, model::Canonical};
+///
+/// let model = Canonical::open("ibot-vitb".as_ref())?;
+/// let images = Tensor::zeros((1, 3, 224, 224), candle_core::DType::F32, &Device::Cpu)?;
+/// let features = Eager::new(&model).features(&images)?;
+/// assert_eq!(features.blocks.len(), model.config().vit.depth);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Eager<'a> {
+    model: &'a Canonical,
+    parameters: HashMap<String, Tensor>,
+    /// Position tables, resampled.
+    positions: HashMap<(String, [usize; 2]), (PositionRequest, Tensor)>,
+}
+
+impl<'a> Eager<'a> {
+    /// An executor for `model`; reads nothing yet.
+    pub fn new(model: &'a Canonical) -> Self {
+        Self { model, parameters: HashMap::new(), positions: HashMap::new() }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a Canonical {
+        self.model
+    }
+
+    /// Puts `tensor` in place of the parameter `name` from here on.
+    ///
+    /// # Errors
+    /// The model has no such parameter, or one of another shape.
+    pub fn substitute(&mut self, name: &str, tensor: Tensor) -> Result<(), KernelError> {
+        let stored = self.stored(name)?;
+        if stored.shape != tensor.dims() {
+            let reason = format!("its shape is {:?}, not {:?}", stored.shape, tensor.dims());
+            return Err(KernelError::Parameter { name: name.into(), reason });
+        }
+        self.parameters.insert(name.into(), tensor);
+        self.positions.retain(|(table, _), _| table != name);
+        Ok(())
+    }
+
+    /// Forgets every substitution of `name`.
+    pub fn restore(&mut self, name: &str) {
+        self.parameters.remove(name);
+        self.positions.retain(|(table, _), _| table != name);
+    }
+
+    /// The patch grid `[H / p, W / p]` of `images` (B, 3, H, W).
+    ///
+    /// # Errors
+    /// Images of another shape, or whose sides are no multiples of the patch.
+    pub fn grid(&self, images: &Tensor) -> Result<[usize; 2], KernelError> {
+        let patch = self.model.config().vit.patch_size;
+        match images.dims() {
+            &[batch, 3, height, width]
+                if batch > 0 && height > 0 && width > 0 && height % patch == 0 && width % patch == 0 =>
+            {
+                Ok([height / patch, width / patch])
+            }
+            shape => Err(KernelError::Images { shape: shape.to_vec(), patch }),
+        }
+    }
+
+    /// The encoder on normalised `images` (B, 3, H, W).
+    ///
+    /// # Errors
+    /// Images that do not fit the model.
+    pub fn features(&mut self, images: &Tensor) -> Result<Features<Tensor>, KernelError> {
+        let grid = self.grid(images)?;
+        Vit::new(&self.model.config().vit).encode(self, images, grid)
+    }
+
+    fn stored(&self, name: &str) -> Result<TensorView<'a>, KernelError> {
+        self.model.get(name).ok_or_else(|| KernelError::MissingParameter { name: name.into() })
+    }
+}
+
+impl Ops for Eager<'_> {
+    type Value = Tensor;
+    type Error = KernelError;
+
+    fn parameter(&mut self, name: &str) -> Result<Tensor, KernelError> {
+        if let Some(tensor) = self.parameters.get(name) {
+            return Ok(tensor.clone());
+        }
+        let tensor =
+            tensor_of(&self.stored(name)?).map_err(|reason| KernelError::Parameter { name: name.into(), reason })?;
+        self.parameters.insert(name.into(), tensor.clone());
+        Ok(tensor)
+    }
+
+    fn patch_embed(&mut self, images: &Tensor, name: &str, patch: usize) -> Result<Tensor, KernelError> {
+        let [rows, columns] = self.grid(images)?;
+        let weight = self.parameter(&format!("{name}.weight"))?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        run(name, || {
+            let batch = images.dim(0)?;
+            // (B, 3, rows, p, columns, p) → (B, rows, columns, 3, p, p): a row is laid out as the kernel is.
+            let patches = images.reshape(&[batch, 3, rows, patch, columns, patch][..])?;
+            let patches = patches.permute([0, 2, 4, 1, 3, 5])?.contiguous()?;
+            let patches = patches.reshape((batch * rows * columns, 3 * patch * patch))?;
+            let width = weight.dim(0)?;
+            let out = patches.matmul(&weight.reshape((width, 3 * patch * patch))?.t()?)?.broadcast_add(&bias)?;
+            out.reshape((batch, rows * columns, width))
+        })
+    }
+
+    fn position(&mut self, name: &str, request: &PositionRequest) -> Result<Tensor, KernelError> {
+        let key = (name.to_string(), request.grid);
+        if let Some((known, table)) = self.positions.get(&key)
+            && known == request
+        {
+            return Ok(table.clone());
+        }
+        let table = self.parameter(name)?;
+        let out = match position::is_native(request.native, request.grid) {
+            true => table,
+            false => {
+                let (width, values) =
+                    run(name, || Ok((table.dim(D::Minus1)?, table.flatten_all()?.to_vec1::<f32>()?)))?;
+                let values = position::resample(&values, width, request.native, request.grid, request.resample)?;
+                let tokens = values.len() / width;
+                run(name, || Tensor::from_vec(values, (1, tokens, width), &Device::Cpu))?
+            }
+        };
+        self.positions.insert(key, (*request, out.clone()));
+        Ok(out)
+    }
+
+    fn tokens(&mut self, x: &Tensor, start: usize, len: Option<usize>) -> Result<Tensor, KernelError> {
+        run("tokens", || {
+            let len = len.unwrap_or_else(|| x.dim(1).unwrap_or(0).saturating_sub(start));
+            x.narrow(1, start, len)?.contiguous()
+        })
+    }
+
+    fn prepend_token(&mut self, token: &Tensor, x: &Tensor) -> Result<Tensor, KernelError> {
+        run("prepend token", || {
+            let (batch, _, width) = x.dims3()?;
+            Tensor::cat(&[&token.broadcast_as((batch, 1, width))?.contiguous()?, x], 1)
+        })
+    }
+
+    fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, KernelError> {
+        run("add", || if a.shape() == b.shape() { a.add(b) } else { a.broadcast_add(b) })
+    }
+
+    fn linear(&mut self, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
+        let weight = self.parameter(&format!("{name}.weight"))?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        run(name, || {
+            let (out, inner) = weight.dims2()?;
+            let mut shape = x.dims().to_vec();
+            if shape.last() != Some(&inner) {
+                candle_core::bail!("a Linear of {inner} inputs cannot take {shape:?}");
+            }
+            // One (rows, in)·(in, out) product, whatever the leading axes.
+            let rows = x.elem_count() / inner;
+            let y = x.contiguous()?.reshape((rows, inner))?.matmul(&weight.t()?)?.broadcast_add(&bias)?;
+            if let Some(last) = shape.last_mut() {
+                *last = out;
+            }
+            y.reshape(shape)
+        })
+    }
+
+    fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f64) -> Result<Tensor, KernelError> {
+        let weight = self.parameter(&format!("{name}.weight"))?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        run(name, || x.contiguous()?.apply_op3(&weight, &bias, LayerNorm { eps }))
+    }
+
+    fn gelu(&mut self, x: &Tensor, kind: Activation) -> Result<Tensor, KernelError> {
+        run("gelu", || x.contiguous()?.apply_op1(Gelu(kind)))
+    }
+
+    fn attention(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor, KernelError> {
+        run("attention", || qkv.contiguous()?.apply_op1(Attention { heads }))
+    }
+
+    fn concat_channels(&mut self, parts: &[Tensor]) -> Result<Tensor, KernelError> {
+        run("concatenate channels", || Tensor::cat(parts, D::Minus1))
+    }
+
+    fn channels(&mut self, x: &Tensor, start: usize, len: usize) -> Result<Tensor, KernelError> {
+        run("channels", || x.narrow(D::Minus1, start, len)?.contiguous())
+    }
+
+    fn select_token(&mut self, x: &Tensor, index: usize) -> Result<Tensor, KernelError> {
+        run("select token", || x.narrow(1, index, 1)?.squeeze(1)?.contiguous())
+    }
+
+    fn mean_tokens(&mut self, x: &Tensor, start: usize) -> Result<Tensor, KernelError> {
+        run("mean of tokens", || {
+            let tokens = x.dim(1)?;
+            if start >= tokens {
+                candle_core::bail!("no token from {start} on among {tokens}");
+            }
+            x.narrow(1, start, tokens - start)?.mean(1)
+        })
+    }
+}
+
+/// A stored tensor in f32.
+pub(crate) fn tensor_of(view: &TensorView<'_>) -> Result<Tensor, String> {
+    fn widen<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|chunk| f(*chunk)).collect()
+    }
+    let values = match view.dtype {
+        Dtype::F32 => widen(view.bytes, f32::from_le_bytes),
+        Dtype::F16 => widen(view.bytes, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => widen(view.bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F64 => widen(view.bytes, |b| f64::from_le_bytes(b) as f32),
+        other => return Err(format!("its dtype is {other}, not a float")),
+    };
+    Tensor::from_vec(values, view.shape, &Device::Cpu).map_err(|error| error.to_string())
+}
+
+/// The values of a contiguous f32 storage.
+pub(super) fn contiguous<'s>(
+    storage: &'s CpuStorage,
+    layout: &Layout,
+    operation: &str,
+) -> candle_core::Result<&'s [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        (CpuStorage::F32(_), None) => candle_core::bail!("{operation}: the input is strided"),
+        _ => candle_core::bail!("{operation}: the input is not f32"),
+    }
+}
+
+fn run<T>(operation: &str, f: impl FnOnce() -> candle_core::Result<T>) -> Result<T, KernelError> {
+    f().map_err(|source| KernelError::Operation { operation: operation.into(), source })
+}
