@@ -10,6 +10,7 @@ mod config;
 mod ops;
 mod parameters;
 pub mod position;
+mod position_kind;
 pub mod stats;
 mod vit;
 
@@ -20,4 +21,5 @@ pub use config::{
 };
 pub use ops::{Ops, PositionRequest};
 pub use parameters::{ParameterSpec, adapter_parameters, vit_parameters};
+pub use position_kind::{is_sin_cos, position_kind};
 pub use vit::{Adapted, Features, Stage, Vit};

@@ -1,0 +1,211 @@
+//! A plan carried out: tensors stream from the checkpoint's map into files of a staged directory, which then gets its name.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::assemble::{Piece, Values};
+use super::merge::merged_class_token;
+use super::numbers::to_f64;
+use super::write::{Counted, Slot, Stop, header, order};
+use super::{ConvertError, Plan, Source, hub};
+use crate::checkpoint::Checkpoint;
+use crate::model::{ModelConfig, ModelFile, Provenance};
+use crate::staged::StagedDir;
+
+/// Bytes of tensors written so far, and in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Written.
+    pub done: u64,
+    /// To write.
+    pub total: u64,
+}
+
+/// What a conversion made.
+#[derive(Debug, Clone)]
+pub struct Conversion {
+    /// The model directory.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// The files in it with the number of their tensors; `config.json` has none.
+    pub files: Vec<(ModelFile, usize)>,
+    /// Bytes of tensors written.
+    pub bytes: u64,
+    /// What was decided.
+    pub plan: Plan,
+}
+
+impl Plan {
+    /// Carries the plan out: `out` appears whole, or not at all.
+    ///
+    /// `progress` is called after each few megabytes; [`ControlFlow::Break`] stops, and leaves nothing behind. An existing
+    /// `out` is refused, unless it is an empty folder, or `overwrite` is set and it is a model directory with nothing else
+    /// in it.
+    ///
+    /// # Errors
+    /// When the destination is taken, or reading or writing fails.
+    pub fn apply(
+        &self,
+        checkpoint: &Checkpoint,
+        source: &Source<'_>,
+        out: &Path,
+        overwrite: bool,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Conversion, ConvertError> {
+        claim_destination(out, overwrite)?;
+        let staged = StagedDir::new(out).map_err(io("write", out))?;
+        let total = self.bytes();
+        let stop = AtomicBool::new(false);
+        let mut done = 0;
+        let mut step = |bytes: u64| {
+            done += bytes;
+            progress(Progress { done, total }).is_continue()
+        };
+        // Hashing takes about as long as copying, and needs none of what copying needs.
+        let (written, digest) = std::thread::scope(|scope| {
+            let digest = scope.spawn(|| source.digest(&stop));
+            let written = self.files.iter().try_for_each(|(file, pieces)| {
+                write_file(checkpoint, pieces, &staged.path().join(file.name()), &mut step)
+            });
+            if written.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            (written, digest.join())
+        });
+        written?;
+        let digest = digest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let source_path = Path::new(source.name());
+        let Some((source_bytes, source_sha256)) = digest.map_err(io("read", source_path))? else {
+            return Err(ConvertError::Interrupted);
+        };
+
+        let config = self.config(Provenance {
+            source_file: source.name().to_owned(),
+            source_sha256,
+            source_bytes,
+            container: checkpoint.container().name().to_owned(),
+            converter: self.family.clone(),
+            branch: self.branch.clone(),
+            other_branches: self.other_branches.clone(),
+            tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
+            lineage: Vec::new(),
+        });
+        let path = staged.path().join(ModelFile::Config.name());
+        std::fs::write(&path, hub::config_text(&config, true)).map_err(io("write", out))?;
+        staged.commit().map_err(io("write", out))?;
+        let mut files: Vec<(ModelFile, usize)> =
+            self.files.iter().map(|(file, pieces)| (*file, pieces.len())).collect();
+        files.push((ModelFile::Config, 0));
+        Ok(Conversion { dir: out.to_path_buf(), config, files, bytes: total, plan: self.clone() })
+    }
+
+    fn config(&self, provenance: Provenance) -> ModelConfig {
+        ModelConfig {
+            format: ModelConfig::FORMAT,
+            family: self.family.clone(),
+            vit: self.vit.clone(),
+            feature: self.feature,
+            preprocessing: self.preprocessing,
+            provenance,
+            licence: self.licence.clone(),
+        }
+    }
+}
+
+impl Piece {
+    /// Whether the values are computed rather than copied.
+    pub(crate) fn is_computed(&self) -> bool {
+        matches!(self.values, Values::Merge(_))
+    }
+}
+
+/// An [`ConvertError::Io`] for `path`.
+pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> ConvertError + 'a {
+    move |source| ConvertError::Io { action, path: path.display().to_string(), source }
+}
+
+/// Whether `out` may be created or replaced.
+pub(crate) fn claim_destination(out: &Path, overwrite: bool) -> Result<(), ConvertError> {
+    let taken = |why: String, hint| Err(ConvertError::Exists { path: out.display().to_string(), why, hint });
+    match std::fs::symlink_metadata(out) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io("write", out)(error)),
+        Ok(meta) if !meta.is_dir() => {
+            return taken("is not a directory".to_owned(), "give the name of a new directory");
+        }
+        Ok(_) => {}
+    }
+    let known = [ModelFile::Model, ModelFile::Adapters, ModelFile::Decoder, ModelFile::Golden, ModelFile::Config];
+    let mut empty = true;
+    for entry in std::fs::read_dir(out).map_err(io("read", out))? {
+        let name = entry.map_err(io("read", out))?.file_name();
+        empty = false;
+        if !known.iter().any(|file| name == file.name()) {
+            let why = format!("holds `{}`, which no model has", name.to_string_lossy());
+            return taken(why, "give the name of a new directory; this one is never replaced");
+        }
+    }
+    if empty || overwrite {
+        return Ok(());
+    }
+    taken("holds a model".to_owned(), "`--overwrite` replaces it")
+}
+
+/// Streams `pieces` into a new file.
+fn write_file(
+    checkpoint: &Checkpoint,
+    pieces: &[Piece],
+    path: &Path,
+    step: &mut impl FnMut(u64) -> bool,
+) -> Result<(), ConvertError> {
+    let slots: Vec<Slot<'_>> =
+        pieces.iter().map(|piece| Slot { name: &piece.name, dtype: piece.dtype, shape: &piece.shape }).collect();
+    let order = order(&slots);
+    let mut file = File::create_new(path).map_err(io("write", path))?;
+    std::io::Write::write_all(&mut file, &header(&slots, &order)).map_err(io("write", path))?;
+    let mut out = Counted { out: file, written: 0, progress: step };
+    for at in order {
+        let piece = &pieces[at];
+        let before = out.written;
+        let mut put = |bytes: &[u8]| {
+            out.write(bytes).map_err(|stop| match stop {
+                Stop::Io(source) => io("write", path)(source),
+                Stop::Interrupted => ConvertError::Interrupted,
+            })
+        };
+        match &piece.values {
+            Values::Copy(at) => put(&bytes(checkpoint, *at)?)?,
+            Values::Concat(parts) => parts.iter().try_for_each(|at| put(&bytes(checkpoint, *at)?))?,
+            Values::Merge(inputs) => {
+                let numbers = |at: usize| -> Result<Vec<f64>, ConvertError> {
+                    Ok(to_f64(&bytes(checkpoint, at)?, checkpoint.tensors()[at].dtype))
+                };
+                let token = numbers(inputs.token)?;
+                let [w1, b1, w2, b2] = [inputs.fc1[0], inputs.fc1[1], inputs.fc2[0], inputs.fc2[1]].map(numbers);
+                let merged = merged_class_token(&token, [&w1?, &b1?], [&w2?, &b2?]).unwrap_or_default();
+                let raw: Vec<u8> = merged.into_iter().flat_map(f32::to_le_bytes).collect();
+                put(&raw)?;
+            }
+        }
+        if out.written - before != piece.bytes() {
+            let message = format!(
+                "`{}` has {} bytes, not {}: was the plan made for another checkpoint?",
+                piece.name,
+                out.written - before,
+                piece.bytes()
+            );
+            return Err(ConvertError::Contradiction(message));
+        }
+    }
+    Ok(())
+}
+
+fn bytes(checkpoint: &Checkpoint, at: usize) -> Result<std::borrow::Cow<'_, [u8]>, ConvertError> {
+    match checkpoint.tensors().get(at) {
+        Some(entry) => Ok(checkpoint.bytes(entry)?),
+        None => Err(ConvertError::Contradiction("the plan was made for another checkpoint".to_owned())),
+    }
+}

@@ -1,0 +1,88 @@
+//! `config.json`: timm's hub configuration, with which `timm.create_model("local-dir:DIR")` builds the same model, plus
+//! the `tec_zoo` section that timm ignores.
+
+use serde_json::{Value, json};
+
+use crate::model::{Activation, Interpolation, ModelConfig, VitConfig};
+
+/// LayerNorm epsilon of timm's plain ViT; its configuration has no field for another.
+pub(crate) const TIMM_NORM_EPS: f64 = 1e-6;
+
+/// The file's text; `own` adds the `tec_zoo` section.
+pub(crate) fn config_text(config: &ModelConfig, own: bool) -> String {
+    let mut json = timm_config(config);
+    if own && let Value::Object(fields) = &mut json {
+        fields.insert("tec_zoo".to_owned(), json!(config));
+    }
+    // A value built of strings, numbers and maps always prints.
+    let mut text = serde_json::to_string_pretty(&json).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+fn timm_config(config: &ModelConfig) -> Value {
+    let vit = &config.vit;
+    let [height, width] = vit.image_size;
+    let classes = vit.classifier.map_or(0, |classifier| classifier.classes);
+    let fc_norm = vit.classifier.is_some_and(|classifier| classifier.fc_norm);
+    let pool = if fc_norm { "avg" } else { "token" };
+    let preprocessing = &config.preprocessing;
+    let interpolation = match preprocessing.interpolation {
+        Interpolation::Bicubic => "bicubic",
+        Interpolation::Bilinear => "bilinear",
+    };
+    let image_size = if height == width { json!(height) } else { json!([height, width]) };
+    let mut args = json!({
+        "img_size": image_size,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.width,
+        "depth": vit.depth,
+        "num_heads": vit.heads,
+        "mlp_ratio": vit.mlp_width as f64 / vit.width as f64,
+        // With `fc_norm`, timm's final norm is that one.
+        "final_norm": vit.final_norm || fc_norm,
+        "fc_norm": fc_norm,
+    });
+    if vit.activation == Activation::GeluTanh {
+        args["act_layer"] = json!("gelu_tanh");
+    }
+    // f32 means print as themselves, not as the nearest f64 of their binary value.
+    let plain = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or(f64::from(value)));
+    json!({
+        "architecture": architecture(vit),
+        "num_classes": classes,
+        "num_features": vit.width,
+        "global_pool": pool,
+        "model_args": args,
+        "pretrained_cfg": {
+            "tag": config.family,
+            "custom_load": false,
+            "input_size": [3, height, width],
+            "fixed_input_size": true,
+            "interpolation": interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": "center",
+            "mean": plain(preprocessing.mean),
+            "std": plain(preprocessing.std),
+            "num_classes": classes,
+            "pool_size": null,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": config.licence.spdx,
+        },
+    })
+}
+
+/// A model timm registers; `model_args` then says every size, so for other widths the nearest will do.
+fn architecture(vit: &VitConfig) -> &'static str {
+    match (vit.width, vit.patch_size) {
+        (0..=256, _) => "vit_tiny_patch16_224",
+        (257..=512, 8) => "vit_small_patch8_224",
+        (257..=512, _) => "vit_small_patch16_224",
+        (513..=896, 8) => "vit_base_patch8_224",
+        (513..=896, _) => "vit_base_patch16_224",
+        (897..=1152, 14) => "vit_large_patch14_224",
+        (897..=1152, _) => "vit_large_patch16_224",
+        _ => "vit_huge_patch14_224",
+    }
+}
