@@ -259,7 +259,7 @@ impl Sizes {
             FinalNorm::Optional => has("norm") || adapters.contains_key("encoder_adapter.norm_in.weight"),
         };
         let patches = side("pos_embed", 1);
-        if patches.is_some_and(|rows| rows < 2 || rows > MAX_PATCHES) {
+        if patches.is_some_and(|rows| !(2..=MAX_PATCHES).contains(&rows)) {
             problems.absurd.push(format!("position table of {} rows", patches.unwrap_or(0)));
         }
         Self {
@@ -330,7 +330,7 @@ fn decoder_config(mapping: &Mapping, decoder: &[Piece]) -> Option<DecoderConfig>
     let width = *decoder.iter().find(|piece| piece.name == facts.width)?.shape.last()?;
     let counts = |piece: &&Piece| facts.blocks.iter().any(|block| block.captures(&piece.name).is_some());
     let depth = decoder.iter().filter(counts).count();
-    let heads = facts.heads.filter(|heads| width > 0 && width % heads == 0);
+    let heads = facts.heads.filter(|heads| width > 0 && width.is_multiple_of(*heads));
     Some(DecoderConfig { width, depth, heads })
 }
 

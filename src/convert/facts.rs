@@ -20,8 +20,8 @@ pub struct Fact {
 }
 
 impl Fact {
-    pub(crate) fn new(name: &'static str, value: impl ToString, origin: &'static str) -> Self {
-        Self { name, value: value.to_string(), origin }
+    pub(crate) fn new(name: &'static str, value: impl Into<String>, origin: &'static str) -> Self {
+        Self { name, value: value.into(), origin }
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn resolve(
                     format!("{heads} heads do not divide the width, {width}\nhint: `--heads N` sets another number");
                 return Err(ConvertError::Contradiction(message));
             }
-            facts.push(Fact::new("heads", heads, origin));
+            facts.push(Fact::new("heads", heads.to_string(), origin));
             heads
         }
         None => {

@@ -46,8 +46,6 @@ fn timm_config(config: &ModelConfig) -> Value {
     if vit.activation == Activation::GeluTanh {
         args["act_layer"] = json!("gelu_tanh");
     }
-    // f32 means print as themselves, not as the nearest f64 of their binary value.
-    let plain = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or(f64::from(value)));
     json!({
         "architecture": architecture(vit),
         "num_classes": classes,
@@ -62,8 +60,8 @@ fn timm_config(config: &ModelConfig) -> Value {
             "interpolation": interpolation,
             "crop_pct": preprocessing.crop_pct,
             "crop_mode": "center",
-            "mean": plain(preprocessing.mean),
-            "std": plain(preprocessing.std),
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
             "num_classes": classes,
             "pool_size": null,
             "first_conv": "patch_embed.proj",

@@ -349,7 +349,7 @@ fn heads_by_width(table: &BTreeMap<String, usize>) -> Result<BTreeMap<usize, usi
         .iter()
         .map(|(width, heads)| {
             let parsed: usize = width.parse().map_err(|_| format!("`heads.{width}`: `{width}` is not a width"))?;
-            if *heads == 0 || parsed % heads != 0 {
+            if *heads == 0 || !parsed.is_multiple_of(*heads) {
                 return Err(format!("`heads.{width}` is {heads}, which does not divide {width}"));
             }
             Ok((parsed, *heads))

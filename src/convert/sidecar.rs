@@ -86,9 +86,9 @@ fn size(value: &Value) -> Option<[usize; 2]> {
 }
 
 fn preprocessing(config: &Value) -> Option<Preprocessing> {
-    let triple = |name: &str| -> Option<[f32; 3]> {
+    let triple = |name: &str| -> Option<[f64; 3]> {
         let values = config.get(name)?.as_array()?;
-        let values: Vec<f32> = values.iter().filter_map(|value| Some(value.as_f64()? as f32)).collect();
+        let values: Vec<f64> = values.iter().filter_map(Value::as_f64).collect();
         values.try_into().ok()
     };
     let interpolation = match config.get("interpolation")?.as_str()? {
