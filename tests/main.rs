@@ -9,6 +9,7 @@ mod convert;
 mod hostile;
 #[cfg(feature = "candle")]
 mod kernels;
+#[cfg(feature = "cli")]
 mod onnx;
 #[cfg(feature = "candle")]
 mod parity;

@@ -1,1 +1,29 @@
-//! stub
+//! ONNX export: the forward pass of [`crate::model`] recorded as a graph, written as a file, and checked in every
+//! runtime at hand.
+//!
+//! The writer is this crate's own, because weights are streamed from the mapped checkpoint instead of being built into
+//! one message in memory. See `docs/onnx.md` for what a file contains.
+
+mod check;
+mod export;
+mod graph;
+mod metadata;
+mod payload;
+mod read;
+mod record;
+#[cfg(feature = "candle")]
+mod reference;
+pub mod runtime;
+mod target;
+mod wire;
+mod write;
+
+pub use check::{
+    CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, OutputCheck, Reference, RuntimeCheck,
+    RuntimeVerdict, check, export_checked,
+};
+pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Purpose, export};
+pub use read::{AttributeValue, DimInfo, InitializerInfo, InterfaceInfo, ModelInfo, NodeInfo, ReadError};
+pub use record::{Record, Value};
+pub use target::Target;
+pub use wire::WireError;

@@ -1,0 +1,102 @@
+//! What travels with an exported graph: enough to preprocess an image as the model expects, and to know where the
+//! weights come from. Plain texts and JSON arrays; no time stamps, so that equal models give equal files.
+
+use super::export::{Adapters, ExportOptions, Purpose};
+use super::target::Dialect;
+use crate::model::{Canonical, ModelConfig};
+
+/// The model's name.
+pub(super) fn model_id(model: &Canonical, options: &ExportOptions) -> String {
+    let directory = || model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
+    options.model_id.clone().or_else(directory).unwrap_or_else(|| model.config().family.clone())
+}
+
+/// The file's `doc_string`.
+pub(super) fn description(model: &Canonical, options: &ExportOptions) -> String {
+    let ModelConfig { family, vit, .. } = model.config();
+    let outputs = match &options.purpose {
+        Purpose::Tokens => "tokens",
+        Purpose::Classification => "pooled feature",
+        Purpose::Levels(_) => "feature maps",
+    };
+    let norm = if vit.final_norm { "after the final norm" } else { "of a model without a final norm" };
+    format!(
+        "{}: {family} ViT, width {}, {} blocks, {} heads, patch {}; {outputs} {norm}. Input RGB, normalised as in the metadata.",
+        model_id(model, options),
+        vit.width,
+        vit.depth,
+        vit.heads,
+        vit.patch_size
+    )
+}
+
+/// A configuration value as its JSON says it: texts bare, the rest as JSON.
+fn json(value: impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(value) => value.to_string(),
+        // Nothing in a configuration fails to serialise; a key would be missing rather than wrong.
+        Err(_) => String::new(),
+    }
+}
+
+/// `metadata_props`, in this order; empty values are left out.
+pub(super) fn entries(
+    model: &Canonical,
+    options: &ExportOptions,
+    dialect: Dialect,
+    size: [usize; 2],
+) -> Vec<(String, String)> {
+    let ModelConfig { family, vit, feature, preprocessing, provenance, licence, .. } = model.config();
+    let patch = vit.patch_size;
+    let (purpose, levels) = match &options.purpose {
+        Purpose::Tokens => ("tokens", String::new()),
+        Purpose::Classification => ("classification", String::new()),
+        Purpose::Levels(levels) => ("levels", json(levels)),
+    };
+    let strides = match &options.purpose {
+        Purpose::Levels(levels) => json(vec![patch; levels.len()]),
+        _ => String::new(),
+    };
+    let adapters = match (options.adapters, &vit.adapters) {
+        (Adapters::Keep, _) => "kept",
+        (Adapters::Drop, Some(_)) => "dropped",
+        (Adapters::Drop, None) => "none",
+    };
+    let entries = [
+        ("model", model_id(model, options)),
+        ("family", family.clone()),
+        ("tool", format!("tec-zoo {}", env!("CARGO_PKG_VERSION"))),
+        ("target", dialect.target.to_string()),
+        ("for", purpose.to_owned()),
+        ("adapters", adapters.to_owned()),
+        ("levels", levels),
+        ("strides", strides),
+        ("color", "RGB".to_owned()),
+        ("mean", json(preprocessing.mean)),
+        ("std", json(preprocessing.std)),
+        ("interpolation", json(preprocessing.interpolation)),
+        ("crop_pct", json(preprocessing.crop_pct)),
+        ("image_size", json(size)),
+        ("patch_size", json(patch)),
+        ("grid", json([size[0] / patch, size[1] / patch])),
+        ("native_image_size", json(vit.image_size)),
+        ("resample", json(vit.position.resample)),
+        ("prefix_tokens", "1".to_owned()),
+        ("width", json(vit.width)),
+        ("depth", json(vit.depth)),
+        ("heads", json(vit.heads)),
+        ("norm_eps", json(vit.norm_eps)),
+        ("activation", json(vit.activation)),
+        ("has_final_norm", json(vit.final_norm)),
+        ("feature", json(feature)),
+        ("source_file", provenance.source_file.clone()),
+        ("source_sha256", provenance.source_sha256.clone()),
+        ("branch", provenance.branch.clone().unwrap_or_default()),
+        ("converter", provenance.converter.clone()),
+        ("lineage", if provenance.lineage.is_empty() { String::new() } else { json(&provenance.lineage) }),
+        ("licence", licence.spdx.clone()),
+        ("licence_evidence", licence.evidence.clone()),
+    ];
+    entries.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), value)).collect()
+}

@@ -1,0 +1,42 @@
+//! What an exported graph's outputs should be: the same pass, by the eager kernels.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::CheckError;
+use super::export::{Adapters, Purpose, outputs, validate};
+use super::runtime::{Images, Output};
+use crate::kernels::Eager;
+use crate::model::Canonical;
+
+/// The outputs of `purpose` for `images`, laid out as the graph lays them out.
+pub(super) fn eager(
+    model: &Canonical,
+    images: &Images,
+    purpose: &Purpose,
+    adapters: Adapters,
+) -> Result<Vec<Output>, CheckError> {
+    let failed = |reason: String| CheckError::Reference { reason };
+    let config = model.config();
+    validate(&config.vit, purpose, adapters).map_err(|error| failed(error.to_string()))?;
+    let candle = |error: candle_core::Error| failed(error.to_string());
+    let mut ops = Eager::new(model);
+    let input = Tensor::from_slice(&images.values, &images.shape[..], &Device::Cpu).map_err(candle)?;
+    let grid = ops.grid(&input).map_err(|error| failed(error.to_string()))?;
+    let values =
+        outputs(config, &mut ops, &input, grid, purpose, adapters).map_err(|error| failed(error.to_string()))?;
+    let lay_out = |(name, value): (String, Tensor)| {
+        let value = match purpose {
+            // (B, L, C) → (B, C, rows, columns)
+            Purpose::Levels(_) => {
+                let (batch, _, channels) = value.dims3().map_err(candle)?;
+                let turned = value.transpose(1, 2).and_then(|value| value.contiguous()).map_err(candle)?;
+                turned.reshape((batch, channels, grid[0], grid[1])).map_err(candle)?
+            }
+            Purpose::Tokens | Purpose::Classification => value,
+        };
+        let shape = value.dims().to_vec();
+        let flat = value.to_dtype(DType::F32).and_then(|value| value.flatten_all()?.to_vec1::<f32>());
+        Ok(Output { name, shape, values: flat.map_err(candle)? })
+    };
+    values.into_iter().map(lay_out).collect()
+}

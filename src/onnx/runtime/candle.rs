@@ -1,0 +1,46 @@
+//! candle-onnx: evaluates the nodes one by one.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use candle_onnx::onnx::ModelProto;
+
+use super::{Engine, Images, Output};
+
+pub(super) struct CandleOnnx {
+    model: ModelProto,
+    input: String,
+    outputs: Vec<String>,
+}
+
+impl CandleOnnx {
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let model = candle_onnx::read_file(path).map_err(|error| error.to_string())?;
+        let graph = model.graph.as_ref().ok_or("the file has no graph")?;
+        if graph.initializer.iter().any(|tensor| tensor.data_location == 1) {
+            // It would read the absent raw data as an empty buffer.
+            return Err("it does not read external data".to_owned());
+        }
+        let input = graph.input.first().ok_or("the graph has no input")?.name.clone();
+        let outputs = graph.output.iter().map(|output| output.name.clone()).collect();
+        Ok(Self { model, input, outputs })
+    }
+}
+
+impl Engine for CandleOnnx {
+    fn run(&mut self, images: &Images) -> Result<Vec<Output>, String> {
+        let words = |error: candle_core::Error| error.to_string();
+        let input = Tensor::from_slice(&images.values, &images.shape[..], &Device::Cpu).map_err(words)?;
+        let mut values =
+            candle_onnx::simple_eval(&self.model, HashMap::from([(self.input.clone(), input)])).map_err(words)?;
+        let mut out = Vec::with_capacity(self.outputs.len());
+        for name in &self.outputs {
+            let value = values.remove(name).ok_or_else(|| format!("it gave no output `{name}`"))?;
+            let shape = value.dims().to_vec();
+            let flat = value.to_dtype(DType::F32).and_then(|value| value.flatten_all()?.to_vec1::<f32>());
+            out.push(Output { name: name.clone(), shape, values: flat.map_err(words)? });
+        }
+        Ok(out)
+    }
+}

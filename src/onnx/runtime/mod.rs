@@ -1,0 +1,256 @@
+//! Running an exported graph on images: one session type for ONNX Runtime, tract and candle-onnx.
+//!
+//! A runtime that cannot run a graph says why; it never ends the program, and a panic inside one is such a reason.
+
+#[cfg(feature = "candle-onnx")]
+mod candle;
+mod library;
+#[cfg(feature = "ort")]
+mod ort;
+#[cfg(feature = "tract")]
+mod tract;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use library::find_ort_library;
+
+/// A runtime this tool can drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// ONNX Runtime, from a library found on the machine.
+    Ort,
+    /// tract, built in.
+    Tract,
+    /// candle-onnx, built in.
+    Candle,
+}
+
+impl Runtime {
+    /// Every runtime, fastest first.
+    pub const ALL: [Self; 3] = [Self::Ort, Self::Tract, Self::Candle];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ort => "ort",
+            Self::Tract => "tract",
+            Self::Candle => "candle",
+        }
+    }
+}
+
+impl std::fmt::Display for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Runtime {
+    type Err = RuntimeError;
+
+    fn from_str(text: &str) -> Result<Self, RuntimeError> {
+        let found = Self::ALL.into_iter().find(|runtime| runtime.name() == text);
+        found.ok_or_else(|| RuntimeError::Unknown { name: text.to_owned() })
+    }
+}
+
+/// How runtimes are found and set up. The library reads no environment variable: the command line passes on the ones it
+/// knows.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeOptions {
+    /// ONNX Runtime's library (`ORT_DYLIB_PATH`); nothing else is tried when it is given.
+    pub ort_library: Option<PathBuf>,
+    /// Python environments that may hold an `onnxruntime` wheel (`VIRTUAL_ENV`), tried before the system's folders.
+    pub python_environments: Vec<PathBuf>,
+    /// Threads for one run; `None` for as many as the machine has.
+    pub threads: Option<usize>,
+}
+
+impl RuntimeOptions {
+    /// Threads for one run.
+    #[cfg(any(feature = "tract", feature = "ort"))]
+    fn thread_count(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1).max(1)
+    }
+}
+
+/// Why a graph could not be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// No such runtime.
+    #[error("there is no runtime `{name}`\nhint: ort, tract and candle are")]
+    Unknown {
+        /// The name given.
+        name: String,
+    },
+    /// This build was made without the runtime.
+    #[error("this build has no {runtime}\nhint: build with the feature `{feature}`")]
+    NotBuilt {
+        /// The runtime.
+        runtime: Runtime,
+        /// The feature that adds it.
+        feature: &'static str,
+    },
+    /// No ONNX Runtime on this machine.
+    #[error(
+        "ONNX Runtime was not found in {searched} places\nhint: `pip install onnxruntime`, or set ORT_DYLIB_PATH to its library (libonnxruntime.so, onnxruntime.dll, libonnxruntime.dylib)"
+    )]
+    OrtNotFound {
+        /// Number of folders looked at.
+        searched: usize,
+    },
+    /// ONNX Runtime's library is there and does not load.
+    #[error(
+        "ONNX Runtime could not be loaded: {reason}\nhint: set ORT_DYLIB_PATH to a library of version 1.22 or newer"
+    )]
+    OrtLibrary {
+        /// The loader's reason.
+        reason: String,
+    },
+    /// The runtime does not accept the graph, or failed on it.
+    #[error("{runtime} could not run it: {reason}")]
+    Failed {
+        /// The runtime.
+        runtime: Runtime,
+        /// Its reason.
+        reason: String,
+    },
+}
+
+/// Normalised images (B, 3, H, W), row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Images {
+    /// `[B, 3, H, W]`.
+    pub shape: [usize; 4],
+    /// As many values as the shape says.
+    pub values: Vec<f32>,
+}
+
+impl Images {
+    /// Images that are the same on every machine and different from one another: a plane wave of its own frequency for
+    /// each image and channel, plus noise, of about unit variance.
+    pub fn synthetic(batch: usize, [height, width]: [usize; 2]) -> Self {
+        // Numerical Recipes' linear congruential generator: quality is irrelevant, being everywhere the same is not.
+        let mut state = 0x2545_f491_u32;
+        let mut values = Vec::with_capacity(batch * 3 * height * width);
+        for plane in 0..batch * 3 {
+            let (fy, fx) = (0.07 + 0.013 * (plane % 5) as f32, 0.05 + 0.011 * (plane % 7) as f32);
+            for y in 0..height {
+                for x in 0..width {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+                    values.push((fy * y as f32 + fx * x as f32 + plane as f32).sin() * 1.2 + noise);
+                }
+            }
+        }
+        Self { shape: [batch, 3, height, width], values }
+    }
+}
+
+/// A named output of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// Name in the graph.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+/// What each runtime's module implements; errors are its own words.
+trait Engine {
+    fn run(&mut self, images: &Images) -> Result<Vec<Output>, String>;
+}
+
+/// A loaded graph.
+pub struct Session {
+    runtime: Runtime,
+    /// `None` once it panicked: what it left behind is anyone's guess.
+    engine: Option<Box<dyn Engine>>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("runtime", &self.runtime).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Loads the graph `path` into `runtime`.
+    ///
+    /// # Errors
+    /// When the runtime is not there or refuses the graph.
+    pub fn open(runtime: Runtime, path: &Path, options: &RuntimeOptions) -> Result<Self, RuntimeError> {
+        let failed = |reason| RuntimeError::Failed { runtime, reason };
+        let engine = guarded(|| engine(runtime, path, options)).map_err(failed)??;
+        Ok(Self { runtime, engine: Some(engine) })
+    }
+
+    /// The runtime.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    /// Every output for `images`.
+    ///
+    /// # Errors
+    /// When the runtime fails.
+    pub fn run(&mut self, images: &Images) -> Result<Vec<Output>, RuntimeError> {
+        let runtime = self.runtime;
+        let failed = |reason| RuntimeError::Failed { runtime, reason };
+        let [batch, channels, height, width] = images.shape;
+        if batch * channels * height * width != images.values.len() || images.values.is_empty() {
+            return Err(failed(format!("{} values are not images of shape {:?}", images.values.len(), images.shape)));
+        }
+        let Some(engine) = self.engine.as_mut() else {
+            return Err(failed("it panicked before".to_owned()));
+        };
+        match guarded(|| engine.run(images)) {
+            Ok(result) => result.map_err(failed),
+            Err(reason) => {
+                // Dropping what a panic left half-done may panic again.
+                std::mem::forget(self.engine.take());
+                Err(failed(reason))
+            }
+        }
+    }
+}
+
+/// Runs `work`, with a panic as an error.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("it panicked: {}", text.unwrap_or("no message"))
+    })
+}
+
+fn engine(runtime: Runtime, path: &Path, options: &RuntimeOptions) -> Result<Box<dyn Engine>, RuntimeError> {
+    // Which of these are used depends on the features.
+    let _ = (path, options);
+    match runtime {
+        #[cfg(feature = "ort")]
+        Runtime::Ort => Ok(Box::new(ort::OnnxRuntime::open(path, options)?)),
+        #[cfg(feature = "tract")]
+        Runtime::Tract => match tract::Tract::open(path, options) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(reason) => Err(RuntimeError::Failed { runtime, reason }),
+        },
+        #[cfg(feature = "candle-onnx")]
+        Runtime::Candle => match candle::CandleOnnx::open(path) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(reason) => Err(RuntimeError::Failed { runtime, reason }),
+        },
+        #[cfg(not(feature = "ort"))]
+        Runtime::Ort => Err(RuntimeError::NotBuilt { runtime, feature: "ort" }),
+        #[cfg(not(feature = "tract"))]
+        Runtime::Tract => Err(RuntimeError::NotBuilt { runtime, feature: "tract" }),
+        #[cfg(not(feature = "candle-onnx"))]
+        Runtime::Candle => Err(RuntimeError::NotBuilt { runtime, feature: "candle-onnx" }),
+    }
+}
