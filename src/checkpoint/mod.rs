@@ -4,13 +4,32 @@
 //! Header first: opening a file decides names, types, shapes and places; bytes are fetched tensor by tensor from a
 //! memory map. A pickle is data: nothing it names is ever imported or run.
 
+mod error;
+mod globals;
+mod legacy;
+mod pickle;
+mod place;
+mod sharded;
+mod source;
+mod survey;
+mod tar;
+mod torch;
+mod zip;
+
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::path::Path;
 
-use safetensors::Dtype;
+use safetensors::{Dtype, SafeTensors};
+
+pub use error::CheckpointError;
+use place::Place;
+use source::Source;
+pub use survey::{GlobalUse, Leaf, Survey};
 
 /// The container a checkpoint came in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ContainerKind {
     /// `torch.save` since 1.6: an uncompressed zip.
@@ -41,22 +60,15 @@ impl ContainerKind {
 /// A tensor as the container describes it.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
-    /// Dictionary keys from the root object to the tensor, such as `["model", "blocks.0.norm1.weight"]`.
+    /// Dictionary keys from the root object to the tensor, such as `["model", "blocks.0.norm1.weight"]`; positions in
+    /// lists are decimal.
     pub path: Vec<String>,
     /// Element type.
     pub dtype: Dtype,
     /// Shape.
     pub shape: Vec<usize>,
+    place: Place,
 }
-
-/// An open checkpoint.
-#[derive(Debug)]
-pub struct Checkpoint {}
-
-/// Why a checkpoint could not be read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CheckpointError {}
 
 /// Where a tensor's bytes lie whole, contiguous, row-major and little-endian in a file.
 #[derive(Debug, Clone, Copy)]
@@ -69,39 +81,139 @@ pub struct FileSpan<'a> {
     pub len: u64,
 }
 
+/// An open checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    kind: ContainerKind,
+    sources: Vec<Source>,
+    tensors: Vec<TensorEntry>,
+}
+
 impl Checkpoint {
-    /// Opens a file, a sharded index, or a directory that holds one.
-    pub fn open(_path: &Path) -> Result<Self, CheckpointError> {
-        todo!()
+    /// Opens a file, a sharded index, or a folder that holds one.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], naming the file and what is wrong with it. A pickle that names anything outside the list of
+    /// inert names is refused; [`Checkpoint::survey`] shows what it names.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let survey = Self::survey(path)?;
+        survey.trusted().map_err(|error| error.in_file(path))
     }
 
-    /// A checkpoint that is already in memory (embedded in the program, or made by a fuzzer).
-    pub fn from_bytes(_name: &str, _bytes: Cow<'static, [u8]>) -> Result<Self, CheckpointError> {
-        todo!()
+    /// A checkpoint that is already in memory (embedded in the program, or made by a fuzzer); `name` stands in errors.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(name: &str, bytes: Cow<'static, [u8]>) -> Result<Self, CheckpointError> {
+        let read = survey::read(vec![Source::Memory(bytes)]);
+        read.and_then(Survey::trusted).map_err(|error| error.in_file(Path::new(name)))
+    }
+
+    /// Reads a file's header without judging the names in its pickle: what `inspect` shows.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], but for unknown names.
+    pub fn survey(path: &Path) -> Result<Survey, CheckpointError> {
+        let metadata = std::fs::metadata(path)
+            .map_err(|source| CheckpointError::Io { path: path.display().to_string(), source })?;
+        let found;
+        let path = match metadata.is_dir() {
+            true => {
+                found = sharded::in_folder(path)?;
+                &found
+            }
+            false => path,
+        };
+        let read = match sharded::is_index(path) {
+            true => Self::shards(path),
+            false => Source::map(path).and_then(|source| survey::read(vec![source])),
+        };
+        read.map_err(|error| error.in_file(path))
+    }
+
+    fn shards(path: &Path) -> Result<Survey, CheckpointError> {
+        let (shards, places) = sharded::read(path)?;
+        let mut sources = Vec::with_capacity(shards.len());
+        for shard in &shards {
+            sources.push(Source::map(shard)?);
+        }
+        let survey = survey::read(sources)?;
+        let here: HashSet<(String, usize)> =
+            survey.checkpoint.tensors.iter().map(|tensor| (tensor.path.join("."), tensor.place.source)).collect();
+        for (name, &shard) in &places {
+            if !here.contains(&(name.clone(), shard)) {
+                let shard = shards[shard].file_name().unwrap_or_default().to_string_lossy().into_owned();
+                return Err(CheckpointError::Index { reason: format!("`{name}` is not in its shard `{shard}`") });
+            }
+        }
+        Ok(survey)
     }
 
     /// The container.
     pub fn container(&self) -> ContainerKind {
-        todo!()
+        self.kind
     }
 
-    /// Every tensor reachable from the root through dictionaries and lists, in file order. A tensor reachable twice is listed twice.
+    /// Every tensor reachable from the root through dictionaries, lists and objects' attributes, in file order. A tensor
+    /// reachable twice is listed twice.
     pub fn tensors(&self) -> &[TensorEntry] {
-        todo!()
+        &self.tensors
     }
 
-    /// Keys of the dictionary at `path`, or `None` when there is none.
-    pub fn keys(&self, _path: &[&str]) -> Option<Vec<String>> {
-        todo!()
+    /// Keys of the tensors and dictionaries directly below `path`, in file order; `None` when nothing is there.
+    pub fn keys(&self, path: &[&str]) -> Option<Vec<String>> {
+        let mut out: Vec<String> = Vec::new();
+        for tensor in &self.tensors {
+            let below = tensor.path.len() > path.len() && tensor.path.iter().zip(path).all(|(a, b)| a == b);
+            if below && out.last() != Some(&tensor.path[path.len()]) && !out.contains(&tensor.path[path.len()]) {
+                out.push(tensor.path[path.len()].clone());
+            }
+        }
+        (!out.is_empty()).then_some(out)
     }
 
-    /// Row-major little-endian bytes of a tensor: borrowed from the map where they lie so, gathered where strides demand it.
-    pub fn bytes(&self, _entry: &TensorEntry) -> Result<Cow<'_, [u8]>, CheckpointError> {
-        todo!()
+    /// Row-major little-endian bytes of a tensor: borrowed from the map where they lie so, gathered where strides
+    /// demand it.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Expanded`] when gathering would take more memory than the file has bytes.
+    pub fn bytes(&self, entry: &TensorEntry) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        entry.place.gather(&entry.shape, self.sources[entry.place.source].bytes())
     }
 
     /// Where the bytes lie in a file, when they need no gathering: lets the kernel copy them file to file.
-    pub fn span(&self, _entry: &TensorEntry) -> Option<FileSpan<'_>> {
-        todo!()
+    pub fn span(&self, entry: &TensorEntry) -> Option<FileSpan<'_>> {
+        let file = self.sources[entry.place.source].file()?;
+        let range = entry.place.contiguous(&entry.shape)?;
+        Some(FileSpan { file, offset: range.start as u64, len: range.len() as u64 })
     }
+
+    /// The whole file's bytes, one slice a file: what a checksum is computed over.
+    pub fn sources(&self) -> impl Iterator<Item = &[u8]> {
+        self.sources.iter().map(Source::bytes)
+    }
+}
+
+/// Tensors of a safetensors file.
+fn safetensors(bytes: &[u8], source: usize) -> Result<Vec<TensorEntry>, CheckpointError> {
+    let (len, header) = SafeTensors::read_metadata(bytes)?;
+    let start = 8 + len;
+    let mut tensors = Vec::new();
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else { continue };
+        let storage = start + info.data_offsets.0..start + info.data_offsets.1;
+        let element = info.dtype.bitsize() / 8;
+        if element == 0 {
+            let reason = format!("its type {} is smaller than a byte, which is not supported", info.dtype);
+            return Err(CheckpointError::Tensor { name, reason });
+        }
+        let mut strides = vec![1; info.shape.len()];
+        for axis in (1..info.shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * info.shape[axis].max(1);
+        }
+        let place = Place { source, storage, offset: 0, strides, element };
+        place.check(&info.shape).map_err(|reason| CheckpointError::Tensor { name: name.clone(), reason })?;
+        tensors.push(TensorEntry { path: vec![name], dtype: info.dtype, shape: info.shape.clone(), place });
+    }
+    Ok(tensors)
 }

@@ -1,0 +1,135 @@
+//! Why a checkpoint could not be read.
+
+/// Why a checkpoint could not be read. [`Checkpoint::open`](super::Checkpoint::open) wraps each in
+/// [`CheckpointError::In`], which names the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// Any other error, with the file it is about.
+    #[error("cannot read checkpoint `{path}`: {source}")]
+    In {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: Box<CheckpointError>,
+    },
+    /// The system refused.
+    #[error("cannot open `{path}`: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Nothing in it.
+    #[error("`{path}` is empty\nhint: the download or copy failed; fetch it again")]
+    Empty {
+        /// The file.
+        path: String,
+    },
+    /// A folder without a checkpoint.
+    #[error(
+        "`{path}` is a folder without a checkpoint\nhint: name a file, or a folder with model.safetensors, pytorch_model.bin or their .index.json"
+    )]
+    Folder {
+        /// The folder.
+        path: String,
+    },
+    /// No container this tool knows.
+    #[error("it is neither a torch checkpoint (zip, legacy, tar) nor safetensors; it starts with {start}")]
+    Unrecognised {
+        /// First bytes, printable.
+        start: String,
+    },
+    /// A zip that torch did not write.
+    #[error("zip: {reason}")]
+    Zip {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A TorchScript archive: code, not a checkpoint.
+    #[error(
+        "it is a TorchScript archive: a program with weights inside, not a checkpoint\nhint: torch.save(torch.jit.load(FILE).state_dict(), …) makes a checkpoint of it"
+    )]
+    TorchScript,
+    /// A tar that torch did not write.
+    #[error("tar: {reason}")]
+    Tar {
+        /// What is wrong.
+        reason: String,
+    },
+    /// Written on a big-endian machine.
+    #[error("its numbers are big-endian, which is not supported")]
+    BigEndian,
+    /// A pickle that is malformed or hostile.
+    #[error("pickle: {reason}")]
+    Pickle {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A pickle that names something a checkpoint does not need.
+    #[error(
+        "its pickle names {}, which {} not on the list of inert names; nothing was run\n\
+         hint: `tec-zoo inspect FILE` shows where the file comes from; do not load it with Python before you know",
+        quoted(.names), if .names.len() == 1 { "is" } else { "are" }
+    )]
+    UnknownGlobals {
+        /// `module.name` of each.
+        names: Vec<String>,
+    },
+    /// A tensor that cannot be what it says.
+    #[error("tensor `{name}`: {reason}")]
+    Tensor {
+        /// Where it stands.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file ends too early.
+    #[error("it ends inside {what}: the file is truncated")]
+    Truncated {
+        /// What is cut.
+        what: String,
+    },
+    /// An expanded view that would take more memory than the file has bytes.
+    #[error("a strided tensor would take {bytes} bytes, more than the whole file's {file}")]
+    Expanded {
+        /// What it would take.
+        bytes: usize,
+        /// Size of the file.
+        file: usize,
+    },
+    /// A safetensors header that does not hold.
+    #[error("safetensors: {0}")]
+    Safetensors(#[from] safetensors::SafeTensorError),
+    /// A sharded checkpoint's index that does not hold.
+    #[error("index: {reason}")]
+    Index {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn quoted(names: &[String]) -> String {
+    let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{name}`")).collect();
+    let more = names.len().saturating_sub(5);
+    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+}
+
+impl CheckpointError {
+    pub(super) fn pickle(reason: impl Into<String>) -> Self {
+        Self::Pickle { reason: reason.into() }
+    }
+
+    pub(super) fn tensor(path: &[String], reason: String) -> Self {
+        Self::Tensor { name: path.join("."), reason }
+    }
+
+    pub(super) fn in_file(self, path: &std::path::Path) -> Self {
+        match self {
+            // These name their file already.
+            Self::Io { .. } | Self::Empty { .. } | Self::Folder { .. } | Self::In { .. } => self,
+            source => Self::In { path: path.display().to_string(), source: Box::new(source) },
+        }
+    }
+}
