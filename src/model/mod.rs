@@ -8,6 +8,7 @@
 mod canonical;
 mod config;
 mod ops;
+mod output;
 mod parameters;
 pub mod position;
 mod position_kind;
@@ -20,6 +21,7 @@ pub use config::{
     ModelConfig, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
 };
 pub use ops::{Ops, PositionRequest};
+pub use output::FeatureOutput;
 pub use parameters::{ParameterSpec, adapter_parameters, vit_parameters};
 pub use position_kind::{is_sin_cos, position_kind};
 pub use vit::{Adapted, Features, Stage, Vit};

@@ -9,7 +9,7 @@ use super::metadata;
 use super::record::Record;
 use super::target::{Dialect, Target};
 use super::write::{MESSAGE_LIMIT, Model};
-use crate::model::{Canonical, Feature, ModelConfig, Ops, Vit, VitConfig};
+use crate::model::{Canonical, Feature, FeatureOutput, ModelConfig, Ops, Vit, VitConfig};
 
 /// Name of the graph's input: (B, 3, H, W), normalised as the metadata says.
 pub const INPUT: &str = "pixel_values";
@@ -39,6 +39,8 @@ pub enum Purpose {
     Classification,
     /// `level{j}` (B, C, H/p, W/p): raw outputs of these blocks, shallowest first, class token dropped.
     Levels(Vec<usize>),
+    /// Outputs by name: what `embed` runs in a runtime.
+    Features(Vec<FeatureOutput>),
 }
 
 /// What to export.
@@ -211,7 +213,7 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
     for (name, value) in &outputs {
         match options.purpose {
             Purpose::Levels(_) => record.map_output(name, value, grid)?,
-            Purpose::Tokens | Purpose::Classification => record.output(name, value)?,
+            Purpose::Tokens | Purpose::Classification | Purpose::Features(_) => record.output(name, value)?,
         }
     }
     let graph = record.finish();
@@ -302,6 +304,13 @@ pub(super) fn outputs<O: Ops>(
             .enumerate()
             .map(|(j, block)| Ok((format!("level{j}"), ops.tokens(&features.blocks[*block], 1, None)?)))
             .collect(),
+        Purpose::Features(wanted) => {
+            let mut out = Vec::with_capacity(wanted.len());
+            for output in wanted {
+                out.extend(output.of(&vit, ops, &features)?.map(|value| (output.to_string(), value)));
+            }
+            Ok(out)
+        }
     }
 }
 
@@ -317,6 +326,10 @@ pub(super) fn validate(vit: &VitConfig, purpose: &Purpose, adapters: Adapters) -
     }
     match purpose {
         Purpose::Levels(levels) => check_levels(levels, vit.depth),
+        Purpose::Features(wanted) => wanted
+            .iter()
+            .try_for_each(|output| output.validate(vit))
+            .map_err(|reason| ExportError::unrecordable("features", reason)),
         Purpose::Tokens | Purpose::Classification => Ok(()),
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn description(model: &Canonical, options: &ExportOptions) -> String 
         Purpose::Tokens => "tokens",
         Purpose::Classification => "pooled feature",
         Purpose::Levels(_) => "feature maps",
+        Purpose::Features(_) => "features by name",
     };
     let norm = if vit.final_norm { "after the final norm" } else { "of a model without a final norm" };
     format!(
@@ -53,6 +54,7 @@ pub(super) fn entries(
         Purpose::Tokens => ("tokens", String::new()),
         Purpose::Classification => ("classification", String::new()),
         Purpose::Levels(levels) => ("levels", json(levels)),
+        Purpose::Features(_) => ("features", String::new()),
     };
     let strides = match &options.purpose {
         Purpose::Levels(levels) => json(vec![patch; levels.len()]),

@@ -32,7 +32,7 @@ pub(super) fn eager(
                 let turned = value.transpose(1, 2).and_then(|value| value.contiguous()).map_err(candle)?;
                 turned.reshape((batch, channels, grid[0], grid[1])).map_err(candle)?
             }
-            Purpose::Tokens | Purpose::Classification => value,
+            Purpose::Tokens | Purpose::Classification | Purpose::Features(_) => value,
         };
         let shape = value.dims().to_vec();
         let flat = value.to_dtype(DType::F32).and_then(|value| value.flatten_all()?.to_vec1::<f32>());
