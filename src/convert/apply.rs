@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::assemble::{Piece, Values};
+use super::digest::digest;
 use super::merge::merged_class_token;
 use super::numbers::to_f64;
 use super::write::{Counted, Slot, Stop, header, order};
-use super::{ConvertError, Plan, Source, hub};
+use super::{ConvertError, Plan, hub};
 use crate::checkpoint::Checkpoint;
 use crate::model::{ModelConfig, ModelFile, Provenance};
 use crate::staged::StagedDir;
@@ -39,7 +40,7 @@ pub struct Conversion {
 }
 
 impl Plan {
-    /// Carries the plan out: `out` appears whole, or not at all.
+    /// Carries the plan out: `out` appears whole, or not at all. `name` is the checkpoint's file name, for provenance.
     ///
     /// `progress` is called after each few megabytes; [`ControlFlow::Break`] stops, and leaves nothing behind. An existing
     /// `out` is refused, unless it is an empty folder, or `overwrite` is set and it is a model directory with nothing else
@@ -50,7 +51,7 @@ impl Plan {
     pub fn apply(
         &self,
         checkpoint: &Checkpoint,
-        source: &Source<'_>,
+        name: &str,
         out: &Path,
         overwrite: bool,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -66,7 +67,7 @@ impl Plan {
         };
         // Hashing takes about as long as copying, and needs none of what copying needs.
         let (written, digest) = std::thread::scope(|scope| {
-            let digest = scope.spawn(|| source.digest(&stop));
+            let digest = scope.spawn(|| digest(checkpoint, &stop));
             let written = self.files.iter().try_for_each(|(file, pieces)| {
                 write_file(checkpoint, pieces, &staged.path().join(file.name()), &mut step)
             });
@@ -77,13 +78,10 @@ impl Plan {
         });
         written?;
         let digest = digest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let source_path = Path::new(source.name());
-        let Some((source_bytes, source_sha256)) = digest.map_err(io("read", source_path))? else {
-            return Err(ConvertError::Interrupted);
-        };
+        let Some((source_bytes, source_sha256)) = digest else { return Err(ConvertError::Interrupted) };
 
         let config = self.config(Provenance {
-            source_file: source.name().to_owned(),
+            source_file: name.to_owned(),
             source_sha256,
             source_bytes,
             container: checkpoint.container().name().to_owned(),

@@ -60,12 +60,12 @@ pub(crate) struct Assembly {
 
 /// Puts the claimed tensors together and holds them against the one authority on names and shapes.
 ///
-/// `norm_beside` is what a configuration beside the weights says about the final norm.
+/// `no_final_norm`: a configuration beside the weights says that there is none.
 pub(crate) fn assemble(
     mapping: &Mapping,
     checkpoint: &Checkpoint,
     claims: &Claims,
-    norm_beside: Option<bool>,
+    no_final_norm: bool,
 ) -> Result<Assembly, Box<Problems>> {
     let mut gather = Gather {
         entries: checkpoint.tensors(),
@@ -81,7 +81,7 @@ pub(crate) fn assemble(
     let Gather { mut problems, mut model, mut adapters, decoder, .. } = gather;
 
     let mut sizes = Sizes::infer(mapping, &model, &adapters, checkpoint.tensors().len(), &mut problems);
-    sizes.final_norm = norm_beside.unwrap_or(sizes.final_norm);
+    sizes.final_norm &= !no_final_norm;
     let mut vit = sizes.config(mapping);
     vit.adapters = Sizes::adapters(mapping, &adapters, vit.width);
     vit.decoder = decoder_config(mapping, &decoder);

@@ -63,7 +63,7 @@ fn verdict(
     }
     let claims = mapping.claims(layout, checkpoint);
     let request = Request { sidecar: sidecar.cloned(), ..Request::default() };
-    let assembly = match assemble(mapping, checkpoint, &claims, request.norm_beside()) {
+    let assembly = match assemble(mapping, checkpoint, &claims, request.no_final_norm()) {
         Ok(assembly) => assembly,
         Err(problems) => return Ok(Err(problems.summary())),
     };

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::assemble::Assembly;
-use super::mapping::{Mapping, SidecarKind};
+use super::mapping::Mapping;
 use super::{ConvertError, Request, Unknown};
 use crate::model::Activation;
 
@@ -143,9 +143,8 @@ impl Request {
         self.sidecar.as_ref().filter(|sidecar| sidecar.kind.is_some() && sidecar.kind == mapping.sidecar)
     }
 
-    /// What a timm configuration says about the final norm.
-    pub(crate) fn norm_beside(&self) -> Option<bool> {
-        let sidecar = self.sidecar.as_ref()?;
-        (sidecar.kind == Some(SidecarKind::Timm)).then_some(sidecar.final_norm).flatten()
+    /// Whether the configuration beside the weights says that there is no final norm.
+    pub(crate) fn no_final_norm(&self) -> bool {
+        self.sidecar.as_ref().is_some_and(|sidecar| sidecar.no_final_norm)
     }
 }

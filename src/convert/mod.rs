@@ -25,6 +25,7 @@ mod assemble;
 mod builtin;
 mod claims;
 mod detect;
+mod digest;
 mod emit;
 mod error;
 mod facts;
@@ -36,7 +37,6 @@ mod plan;
 mod position;
 mod problems;
 mod sidecar;
-mod source;
 mod template;
 mod write;
 
@@ -52,7 +52,6 @@ pub use mapping::{Mapping, MappingError, SidecarKind};
 pub use plan::{Action, Candidate, Decision, Plan};
 pub use problems::{Ambiguous, Misshaped, Missing, Problems, Unclaimed};
 pub use sidecar::Sidecar;
-pub use source::Source;
 
 use crate::checkpoint::Checkpoint;
 
@@ -90,5 +89,6 @@ pub fn convert(
         request.sidecar = Sidecar::beside(path);
     }
     let plan = Plan::new(&checkpoint, &request)?;
-    plan.apply(&checkpoint, &Source::file(path), out, overwrite, progress)
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    plan.apply(&checkpoint, &name, out, overwrite, progress)
 }

@@ -87,8 +87,22 @@ impl Plan {
     /// Everything that stands in the way, of each kind all at once.
     pub fn new(checkpoint: &Checkpoint, request: &Request) -> Result<Self, ConvertError> {
         let mut facts = Vec::new();
-        let mapping = mapping(checkpoint, request, &mut facts)?;
-        Self::with(&mapping, checkpoint, request, facts)
+        match mapping(checkpoint, request, &mut facts) {
+            Ok(mapping) => Self::with(&mapping, checkpoint, request, facts),
+            Err(ConvertError::NoFamily { candidates }) => Err(Self::only_complaint(checkpoint, request, candidates)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why no family fits; where only one has an encoder in the file at all, everything that is in its way.
+    fn only_complaint(checkpoint: &Checkpoint, request: &Request, candidates: Vec<Candidate>) -> ConvertError {
+        if let [only] = candidates.as_slice()
+            && let Some(mapping) = Mapping::builtin(&only.family)
+            && let Err(error) = Self::with(&mapping, checkpoint, request, Vec::new())
+        {
+            return error;
+        }
+        ConvertError::NoFamily { candidates }
     }
 
     /// Like [`Plan::new`], by a mapping that need not be built in.
@@ -109,7 +123,7 @@ impl Plan {
         let layout = choose(mapping, checkpoint, &layouts, request, &mut facts)?;
         let claims = mapping.claims(layout, checkpoint);
         let sidecar = request.sidecar_for(mapping);
-        let assembly = assemble(mapping, checkpoint, &claims, request.norm_beside())?;
+        let assembly = assemble(mapping, checkpoint, &claims, request.no_final_norm())?;
 
         let mut unknowns = Vec::new();
         let resolved = resolve(mapping, &assembly, request, &mut facts, &mut unknowns)?;

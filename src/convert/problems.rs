@@ -7,7 +7,8 @@ use safetensors::Dtype;
 /// Lines shown of one kind of problem; the rest is counted.
 const SHOWN: usize = 20;
 /// Bounds on the search for near misses, which compares every missing name with every unclaimed one.
-const COMPARED: usize = 256;
+const COMPARED: usize = 128;
+const LONGEST: usize = 256;
 /// Jaro-Winkler similarity from which a name is worth suggesting; below it, unrelated block keys look alike.
 const NEAR: f64 = 0.9;
 
@@ -96,7 +97,7 @@ impl Problems {
                     .unclaimed
                     .iter()
                     .take(COMPARED)
-                    .filter(|unclaimed| unclaimed.key.len() <= 2 * COMPARED)
+                    .filter(|unclaimed| unclaimed.key.len() <= LONGEST)
                     .map(|unclaimed| (similarity(&unclaimed.key, source), unclaimed.key.as_str()))
                     .max_by(|a, b| a.0.total_cmp(&b.0));
                 if let Some((score, key)) = best
@@ -129,12 +130,17 @@ impl Problems {
     }
 }
 
-/// Names differ mostly in one segment, often a prefix; compare whole and from the end.
+/// How alike a key is to the one that was looked for. A file's path and prefixes do not count: the key's endings compete.
 fn similarity(key: &str, source: &str) -> f64 {
-    if key.ends_with(source) || source.ends_with(key) {
+    if key.ends_with(source) {
         return 1.0;
     }
-    strsim::jaro_winkler(key, source)
+    let starts = key.match_indices(['.', '/']).map(|(at, _)| at + 1).chain([0]);
+    starts
+        .map(|at| &key[at..])
+        .filter(|ending| ending.len() * 2 >= source.len())
+        .map(|ending| strsim::jaro_winkler(ending, source))
+        .fold(0.0, f64::max)
 }
 
 /// `(48×16)`; a scalar is `()`.

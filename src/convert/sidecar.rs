@@ -19,7 +19,8 @@ pub struct Sidecar {
     pub(crate) heads: Option<usize>,
     pub(crate) norm_eps: Option<f64>,
     pub(crate) image_size: Option<[usize; 2]>,
-    pub(crate) final_norm: Option<bool>,
+    /// Whether it says that the encoder has no norm of its own at the end.
+    pub(crate) no_final_norm: bool,
     pub(crate) activation: Option<String>,
     pub(crate) licence: Option<String>,
     pub(crate) preprocessing: Option<Preprocessing>,
@@ -50,7 +51,8 @@ impl Sidecar {
                 heads: arg("num_heads").and_then(count),
                 norm_eps: None,
                 image_size: arg("img_size").and_then(size),
-                final_norm: arg("final_norm").and_then(Value::as_bool),
+                no_final_norm: arg("final_norm") == Some(&Value::Bool(false))
+                    || arg("fc_norm") == Some(&Value::Bool(true)),
                 activation: arg("act_layer").and_then(string),
                 licence: json.pointer("/pretrained_cfg/license").and_then(string),
                 preprocessing: json.get("pretrained_cfg").and_then(preprocessing),
@@ -63,7 +65,7 @@ impl Sidecar {
             heads: json.get("num_attention_heads").and_then(count),
             norm_eps: json.get("layer_norm_eps").and_then(Value::as_f64),
             image_size: json.get("image_size").and_then(size),
-            final_norm: None,
+            no_final_norm: false,
             activation: json.get("hidden_act").and_then(string),
             licence: None,
             preprocessing: None,
