@@ -3,14 +3,21 @@
 //!
 //! Data goes to stdout, conversation to stderr.
 
+mod check;
 mod completions;
+mod convert;
+mod embed;
 mod exit;
+mod export;
 mod info;
+mod inspect;
 mod interrupt;
 mod list;
 mod output;
 mod register;
 mod registry;
+mod runtimes;
+mod size;
 
 use std::process::ExitCode;
 
@@ -48,6 +55,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Inspect(inspect::Args),
+    Export(export::Args),
+    Embed(embed::Args),
+    Convert(convert::Args),
+    Check(check::Args),
     List(list::Args),
     Info(info::Args),
     Register(register::Args),
@@ -60,6 +72,11 @@ pub fn main() -> ExitCode {
     let mut output = Output::new(cli.color, cli.quiet);
     interrupt::install();
     let result: Result<Exit> = match cli.verb {
+        Verb::Inspect(args) => inspect::run(&args, &mut output),
+        Verb::Export(args) => export::run(&args, &mut output),
+        Verb::Embed(args) => embed::run(&args, &mut output),
+        Verb::Convert(args) => convert::run(&args, &mut output),
+        Verb::Check(args) => check::run(&args, &mut output),
         Verb::List(args) => list::run(&args, &mut output),
         Verb::Info(args) => info::run(&args, &mut output),
         Verb::Register(args) => register::run(&args, &mut output),

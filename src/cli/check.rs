@@ -1,0 +1,82 @@
+//! `tec-zoo check`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use super::{exit::Exit, output::Output, registry, runtimes};
+use crate::data::{DataError, ImageBatches, Input};
+use crate::model::Preprocessing;
+use crate::onnx::runtime::{Images, Runtime};
+use crate::onnx::{CheckOptions, DEFAULT_ATOL, Reference, check};
+
+/// Run an exported graph in several runtimes and compare every output
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tec-zoo check ibot.onnx --against ibot
+  tec-zoo check ibot.onnx --runtimes ort,tract --atol 1e-5 --json")]
+pub(super) struct Args {
+    /// The graph
+    file: PathBuf,
+    /// The model it came from; without it, runtimes are compared with one another
+    #[arg(long, value_name = "MODEL")]
+    against: Option<String>,
+    /// A .safetensors file whose tensor `images` (B, 3, H, W) is already normalised; synthetic images when left out
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Runtimes to ask: ort, tract, candle
+    #[arg(long, value_delimiter = ',', value_parser = runtimes::parse, default_value = "ort,tract,candle")]
+    runtimes: Vec<Runtime>,
+    /// Threads for one run; as many as the machine has when left out
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Largest |Δ| that passes
+    #[arg(long, default_value_t = DEFAULT_ATOL)]
+    atol: f32,
+    /// For machines: one object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let model = args.against.as_deref().map(registry::open).transpose()?;
+    let options = CheckOptions {
+        runtimes: args.runtimes.clone(),
+        runtime: runtimes::options(args.threads),
+        atol: args.atol,
+        images: args.input.as_deref().map(images).transpose()?,
+    };
+    let reference = model.as_ref().map_or(Reference::FirstRuntime, Reference::Model);
+    let report = check(&args.file, reference, &options)?;
+    match args.json {
+        true => output.json(&report)?,
+        false => runtimes::print(&report, output)?,
+    }
+    if report.ran() == 0 {
+        bail!("no runtime could run `{}`", args.file.display());
+    }
+    Ok(if report.passed() { Exit::Done } else { Exit::NotHeld })
+}
+
+/// Largest number of images of an input that is used.
+const MOST: usize = 64;
+
+fn images(path: &Path) -> Result<Images> {
+    let input = Input::resolve(path)?;
+    if matches!(input, Input::Images(_)) {
+        let reason = "it is not a .safetensors file with a tensor `images`".to_owned();
+        return Err(DataError::Tensors { path: path.display().to_string(), reason }.into());
+    }
+    // Tensors are taken as they are; no preprocessing applies.
+    let none = Preprocessing {
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        interpolation: crate::model::Interpolation::Bicubic,
+        crop_pct: 1.0,
+    };
+    let mut batches = ImageBatches::new(input, none, [1, 1], MOST, false)?;
+    match batches.next_batch()? {
+        Some(batch) => Ok(Images { shape: batch.shape, values: batch.values }),
+        None => bail!("`{}` holds no images", path.display()),
+    }
+}

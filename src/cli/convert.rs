@@ -1,0 +1,174 @@
+//! `tec-zoo convert`: into the common format, and back.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+
+use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{Action, Layout, Plan, Progress, Request, Sidecar, Source, emit};
+
+/// Bring a checkpoint into the common format; or, with --to, a model into another layout
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tec-zoo convert ibot/checkpoint.pth --branch teacher --out ibot
+  tec-zoo convert tiny.pth --heads 4 --out tiny --dry-run
+  tec-zoo convert ibot --to hf --out ibot-hf
+  tec-zoo convert ibot --to timm --out ibot.safetensors")]
+pub(super) struct Args {
+    /// A checkpoint; with --to, a model: a directory in the common format or a name of the zoo
+    input: String,
+    /// The model directory to make; with --to timm, a directory or a .safetensors file
+    #[arg(long)]
+    out: PathBuf,
+    /// The converter: mae, ibot, moco-v3, tec, dino, timm, hf-vit; detected when left out
+    #[arg(long)]
+    family: Option<String>,
+    /// Which network of a file that holds several: teacher, student, base, momentum
+    #[arg(long)]
+    branch: Option<String>,
+    /// Attention heads, where neither tensors nor the family's published table say
+    #[arg(long)]
+    heads: Option<usize>,
+    /// Epsilon of the encoder's LayerNorms, where the family's own is not it
+    #[arg(long)]
+    eps: Option<f64>,
+    /// Native image size in pixels, where the position table is not square
+    #[arg(long, value_name = "HxW", value_parser = super::size::parse)]
+    image_size: Option<[usize; 2]>,
+    /// Go the other way: from the common format to this layout (timm, hf)
+    #[arg(long, value_name = "LAYOUT", conflicts_with_all = ["family", "branch", "heads", "eps", "image_size", "dry_run"])]
+    to: Option<String>,
+    /// Replace a model directory that is already there
+    #[arg(long)]
+    overwrite: bool,
+    /// Decide every key and show the plan; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// For machines: the plan (--dry-run) or the report
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    if let Some(layout) = &args.to {
+        return back(args, layout, output);
+    }
+    let path = Path::new(&args.input);
+    let checkpoint = Checkpoint::open(path)?;
+    let request = Request {
+        family: args.family.clone(),
+        branch: args.branch.clone(),
+        heads: args.heads,
+        norm_eps: args.eps,
+        image_size: args.image_size,
+        sidecar: Sidecar::beside(path),
+    };
+    let plan = Plan::new(&checkpoint, &request)?;
+    if args.dry_run {
+        show(&plan, args.json, output)?;
+        return Ok(Exit::Done);
+    }
+    let bar = output.bytes_bar(plan.bytes());
+    let mut watch = |progress| watch(&bar, progress);
+    let made = plan.apply(&checkpoint, &Source::file(path), &args.out, args.overwrite, &mut watch);
+    bar.finish_and_clear();
+    let made = made?;
+    if args.json {
+        let mut report = plan.to_json();
+        if let serde_json::Value::Object(report) = &mut report {
+            report.insert("dir".into(), serde_json::to_value(&made.dir)?);
+            report.insert("bytes".into(), made.bytes.into());
+            report.insert("config".into(), serde_json::to_value(&made.config)?);
+        }
+        output.json(&report)?;
+        return Ok(Exit::Done);
+    }
+    facts(&plan, output);
+    let files: Vec<String> = made
+        .files
+        .iter()
+        .map(|(file, tensors)| match tensors {
+            0 => file.name().to_owned(),
+            1 => format!("{} (1 tensor)", file.name()),
+            tensors => format!("{} ({tensors} tensors)", file.name()),
+        })
+        .collect();
+    output.line(format_args!("{}: {}", made.dir.display(), files.join(", ")))?;
+    Ok(Exit::Done)
+}
+
+fn watch(bar: &ProgressBar, progress: Progress) -> ControlFlow<()> {
+    bar.set_length(progress.total);
+    bar.set_position(progress.done);
+    if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+fn facts(plan: &Plan, output: &mut Output) {
+    for fact in plan.facts() {
+        output.say(format_args!("{:<12} {} ({})", fact.name, fact.value, fact.origin));
+    }
+    let count = |action: Action| plan.decisions().iter().filter(|decision| decision.action == action).count();
+    output.say(format_args!(
+        "{:<12} {} copied, {} joined, {} computed, {} of other branches, {} beside the weights, {} ignored by name",
+        "tensors",
+        count(Action::Copy),
+        count(Action::Join),
+        plan.computed().len(),
+        count(Action::OtherBranch),
+        count(Action::Beside),
+        count(Action::Ignore)
+    ));
+}
+
+fn show(plan: &Plan, json: bool, output: &mut Output) -> Result<()> {
+    if json {
+        return output.json(&plan.to_json());
+    }
+    facts(plan, output);
+    let rows: Vec<Vec<String>> = plan
+        .decisions()
+        .iter()
+        .map(|decision| {
+            let action = match decision.action {
+                Action::Copy => "copy",
+                Action::Join => "join",
+                Action::Ignore => "ignore",
+                Action::OtherBranch => "other branch",
+                Action::Beside => "beside",
+            };
+            let target = match (&decision.target, decision.file) {
+                (Some(target), Some(file)) => format!("{target} ({file})"),
+                _ => String::new(),
+            };
+            let kind = format!("{} {:?}", decision.dtype, decision.shape);
+            vec![decision.source.clone(), action.to_owned(), target, kind]
+        })
+        .collect();
+    output.table(&["SOURCE", "ACTION", "TARGET", "TYPE"], &rows, &[])
+}
+
+fn back(args: &Args, layout: &str, output: &mut Output) -> Result<Exit> {
+    let known = Layout::ALL.map(Layout::name);
+    let Some(layout) = Layout::ALL.into_iter().find(|known| known.name() == layout) else {
+        return Err(Usage(format!("there is no layout `{layout}`\nhint: there are {}", known.join(", "))).into());
+    };
+    let model = registry::open(&args.input)?;
+    let bar = output.bytes_bar(0);
+    let made = emit(&model, layout, &args.out, args.overwrite, &mut |progress| watch(&bar, progress));
+    bar.finish_and_clear();
+    let made = made?;
+    if args.json {
+        output.json(&serde_json::json!({
+            "path": made.path, "tensors": made.tensors, "bytes": made.bytes, "left_out": made.left_out,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    output.line(format_args!("{}: {} tensors, {} bytes", made.path.display(), made.tensors, made.bytes))?;
+    for left_out in &made.left_out {
+        output.warn(format_args!("{} has no place for {left_out}; it stays in `{}`", layout.name(), args.input));
+    }
+    Ok(Exit::Done)
+}

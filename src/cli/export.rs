@@ -1,0 +1,129 @@
+//! `tec-zoo export`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde_json::json;
+
+use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
+use crate::onnx::{Adapters, CheckOptions, ExportOptions, Purpose, Reference, Target, check, export};
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum For {
+    /// All tokens: `last_hidden_state`, and `adapted` where adapters are kept
+    Tokens,
+    /// The pooled feature, and logits where the model has a head
+    Classification,
+    /// Maps of the blocks in --levels: `level0`, `level1`, …
+    Levels,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AdaptersArg {
+    Drop,
+    Keep,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TargetArg {
+    /// Elementary operators every runtime has
+    Portable,
+    /// Fused operators, for ONNX Runtime
+    Ort,
+}
+
+/// Write an ONNX backbone, and check it in every runtime found
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tec-zoo export ibot --out ibot.onnx
+  tec-zoo export tec --out tec.onnx --adapters keep --target ort
+  tec-zoo export mae --out levels.onnx --for levels --levels 3,5,7,11 --size 512x512")]
+pub(super) struct Args {
+    /// A directory in the common format, or a name of the zoo
+    model: String,
+    /// The file to write
+    #[arg(long)]
+    out: PathBuf,
+    /// What the graph gives
+    #[arg(long = "for", value_enum, default_value = "tokens")]
+    purpose: For,
+    /// Blocks whose maps --for levels gives
+    #[arg(long, value_delimiter = ',', value_name = "BLOCKS")]
+    levels: Vec<usize>,
+    /// TEC's encoder adapter: left out, or kept with its output `adapted`
+    #[arg(long, value_enum, default_value = "drop")]
+    adapters: AdaptersArg,
+    /// Image size in pixels; the position table is resampled by the family's rule
+    #[arg(long, value_name = "HxW", value_parser = super::size::parse)]
+    size: Option<[usize; 2]>,
+    /// Who will run it
+    #[arg(long, value_enum, default_value = "portable")]
+    target: TargetArg,
+    /// Operator set; the target's own when left out
+    #[arg(long)]
+    opset: Option<u32>,
+    /// Do not run the graph after writing it
+    #[arg(long)]
+    no_check: bool,
+    /// For machines: what was written and how the check went
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let purpose = match args.purpose {
+        For::Tokens => Purpose::Tokens,
+        For::Classification => Purpose::Classification,
+        For::Levels => Purpose::Levels(args.levels.clone()),
+    };
+    if !args.levels.is_empty() && !matches!(purpose, Purpose::Levels(_)) {
+        return Err(Usage("--levels means something with --for levels only".into()).into());
+    }
+    let model = registry::open(&args.model)?;
+    let options = ExportOptions {
+        target: match args.target {
+            TargetArg::Portable => Target::Portable,
+            TargetArg::Ort => Target::Ort,
+        },
+        opset: args.opset,
+        adapters: match args.adapters {
+            AdaptersArg::Drop => Adapters::Drop,
+            AdaptersArg::Keep => Adapters::Keep,
+        },
+        purpose,
+        size: args.size,
+        ..ExportOptions::default()
+    };
+    let written = export(&model, &args.out, &options)?;
+    if !args.json {
+        output.line(format_args!(
+            "{}: {} bytes, {} nodes, opset {}, IR {}",
+            written.path.display(),
+            written.bytes,
+            written.nodes,
+            written.opset,
+            written.ir_version
+        ))?;
+        if let Some(data) = &written.data {
+            output.line(format_args!("weights beside it: {}", data.display()))?;
+        }
+        for info in &written.outputs {
+            output.line(format_args!("  {} ({})", info.name, info.shape.join(", ")))?;
+        }
+    }
+    if args.no_check {
+        if args.json {
+            output.json(&json!({ "export": written, "check": null }))?;
+        }
+        return Ok(Exit::Done);
+    }
+    output.say("checking in every runtime found …");
+    let options = CheckOptions { runtime: runtimes::options(None), ..CheckOptions::default() };
+    let report = check(&args.out, Reference::Model(&model), &options)?;
+    match args.json {
+        true => output.json(&json!({ "export": written, "check": report }))?,
+        false => runtimes::print(&report, output)?,
+    }
+    Ok(if report.passed() { Exit::Done } else { Exit::NotHeld })
+}

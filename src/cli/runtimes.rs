@@ -1,0 +1,61 @@
+//! Which runtimes are asked, and where they are found.
+
+use super::output::{Output, Paint};
+use crate::onnx::runtime::{Runtime, RuntimeOptions};
+use crate::onnx::{CheckReport, RuntimeVerdict};
+
+/// What the environment says about runtimes.
+pub(super) fn options(threads: Option<usize>) -> RuntimeOptions {
+    RuntimeOptions {
+        ort_library: std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(Into::into),
+        python_environments: std::env::var_os("VIRTUAL_ENV").map(Into::into).into_iter().collect(),
+        threads,
+    }
+}
+
+/// `ort,tract,candle`.
+pub(super) fn parse(text: &str) -> Result<Runtime, String> {
+    text.parse().map_err(|error: crate::onnx::runtime::RuntimeError| error.to_string())
+}
+
+/// Prints a check's report as a table.
+pub(super) fn print(report: &CheckReport, output: &mut Output) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    let mut notes = Vec::new();
+    for check in &report.runtimes {
+        let runtime = check.runtime.name();
+        match &check.verdict {
+            RuntimeVerdict::CouldNotRun { reason } => {
+                rows.push([runtime, "", "", "", "could not run"].map(str::to_owned).to_vec());
+                notes.push(format!("{runtime} could not run: {reason}"));
+            }
+            RuntimeVerdict::Ran { outputs } => {
+                for checked in outputs {
+                    let verdict = match (checked.passed, &checked.problem) {
+                        (true, _) => "ok".to_owned(),
+                        (false, None) => "DIFFERS".to_owned(),
+                        (false, Some(problem)) => problem.clone(),
+                    };
+                    rows.push(vec![
+                        runtime.to_owned(),
+                        checked.name.clone(),
+                        format!("{:.1e}", checked.max_abs_diff),
+                        format!("{:.9}", checked.cosine),
+                        verdict,
+                    ]);
+                }
+            }
+        }
+    }
+    output.table(&["RUNTIME", "OUTPUT", "MAX |Δ|", "COSINE", "VERDICT"], &rows, &[2, 3])?;
+    for note in notes {
+        output.warn(note);
+    }
+    let summary = format!("compared with {} at |Δ| ≤ {:.0e}", report.reference, report.atol);
+    let verdict = if report.passed() {
+        output.paint_out(Paint::Good, "holds")
+    } else {
+        output.paint_out(Paint::Bad, "does not hold")
+    };
+    output.line(format_args!("{summary}: {verdict}"))
+}
