@@ -42,6 +42,8 @@ fn timm_config(config: &ModelConfig) -> Value {
         // With `fc_norm`, timm's final norm is that one.
         "final_norm": vit.final_norm || fc_norm,
         "fc_norm": fc_norm,
+        // The field of the same name beside this one describes the weights; only this one builds the model.
+        "global_pool": pool,
     });
     if vit.activation == Activation::GeluTanh {
         args["act_layer"] = json!("gelu_tanh");
