@@ -50,7 +50,7 @@ fn write(path: &Path) -> u64 {
         header.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
     }
     let mut text = serde_json::to_string(&header).unwrap();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     let mut file = BufWriter::new(std::fs::File::create(path).unwrap());

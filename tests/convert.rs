@@ -366,7 +366,7 @@ fn the_published_sizes_fall_out_of_the_shapes() {
     ] {
         let specs = vit_parameters(&config);
         assert_eq!(specs.len(), tensors);
-        assert_eq!(specs.iter().map(|spec| spec.elements()).sum::<usize>(), parameters);
+        assert_eq!(specs.iter().map(tec_zoo::model::ParameterSpec::elements).sum::<usize>(), parameters);
     }
 }
 
