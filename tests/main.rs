@@ -14,6 +14,7 @@ mod onnx;
 #[cfg(feature = "candle")]
 mod parity;
 mod position;
+mod stats;
 #[cfg(feature = "candle")]
 mod traps;
 mod zoo;

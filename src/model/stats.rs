@@ -1,1 +1,156 @@
 //! Parameter and multiply-accumulate counts, from configurations alone.
+//!
+//! # What is counted
+//! One image. Every product of a weight or of an activation with an activation, once, as one multiply-accumulate: patch
+//! embedding, Linears, and attention's q·kᵀ and weights·v (T²·C each). Biases, norms, softmax, GELU and additions are
+//! not. Parts whose result is thrown away count when upstream computes them: both of TEC's decoders predict the class row
+//! and drop it. This is the convention of Table 8 of the TEC paper: it gives 8.3 G and 17.6 G, and 118.6 M parameters,
+//! for ViT-B, position tables included.
+
+use serde::Serialize;
+
+use super::{AdapterConfig, ParameterSpec, PositionKind, VitConfig, adapter_parameters, vit_parameters};
+
+/// What a model holds and what one image costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// All parameters, fixed position tables included.
+    pub parameters: u64,
+    /// Those an optimizer moves: all but fixed position tables.
+    pub trainable: u64,
+    /// Multiply-accumulates of one image's forward pass whose results carry a gradient.
+    pub macs_with_grad: u64,
+    /// Those of what is only run: a frozen base model, or an encoder in use.
+    pub macs_without_grad: u64,
+}
+
+/// What TEC's pretraining adds to two encoders.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TecShape {
+    /// Token width of the decoder both targets share (512 for ViT-B, 768 for ViT-L).
+    pub decoder_width: usize,
+    /// Its blocks, run once for each target (2).
+    pub decoder_depth: usize,
+    /// Query rows of the attention target besides the class token's; `None` without an attention target.
+    pub top_k: Option<usize>,
+    /// Share of the student's patches that is masked (0.75).
+    pub mask_ratio: f64,
+    /// Blocks fused by one group of the encoder adapter (3).
+    pub blocks_per_group: usize,
+    /// Whether the class token passes through an MLP first.
+    pub input_adapter: bool,
+}
+
+/// Counts of an encoder run on an image of `image` `[H, W]` pixels, with the head and the encoder adapter it has.
+///
+/// Nothing is trained in such a pass: `macs_with_grad` is 0. `trainable` is what fine-tuning would move.
+pub fn vit(config: &VitConfig, image: [usize; 2]) -> Stats {
+    let patches = (image[0] / config.patch_size) as u128 * (image[1] / config.patch_size) as u128;
+    let tokens = patches + 1;
+    let mut parameters = total(&vit_parameters(config));
+    let mut macs = encoder_macs(config, patches, tokens);
+    if let Some(classifier) = config.classifier {
+        macs += wide(config.width) * wide(classifier.classes);
+    }
+    if let Some(adapters) = &config.adapters {
+        parameters += total(&adapter_parameters(adapters, config.width));
+        macs += adapter_macs(adapters, config.width, tokens);
+    }
+    Stats {
+        parameters: narrow(parameters),
+        trainable: narrow(parameters - fixed_positions(config)),
+        macs_with_grad: 0,
+        macs_without_grad: narrow(macs),
+    }
+}
+
+/// Counts of TEC's pretraining: `student` with its adapters and decoders, trained against a frozen `base`.
+///
+/// Both see images of the student's native size; the parameters are the student's side alone.
+pub fn tec(student: &VitConfig, base: &VitConfig, shape: &TecShape) -> Stats {
+    let c = student.width;
+    let d = wide(shape.decoder_width);
+    let target = wide(base.width);
+    let patches = wide(student.patches());
+    let tokens = patches + 1;
+    // Upstream: `int(L * (1 - mask_ratio))`.
+    let kept = (student.patches() as f64 * (1.0 - shape.mask_ratio.clamp(0.0, 1.0))) as u128 + 1;
+
+    let adapters = AdapterConfig {
+        groups: student.depth / shape.blocks_per_group.max(1),
+        blocks_per_group: shape.blocks_per_group,
+        mlp_width: 4 * shape.decoder_width,
+        norm_eps: 1e-5,
+        input_mlp_width: shape.input_adapter.then_some(4 * c),
+    };
+    // The adapter's file keeps the unmerged class token; in training it *is* the student's.
+    let class_token = if shape.input_adapter { wide(c) } else { 0 };
+    let fixed = tokens * wide(c) + tokens * d;
+    let mut parameters = total(&vit_parameters(student)) + total(&adapter_parameters(&adapters, c)) - class_token;
+    parameters += tokens * d + wide(shape.decoder_depth) * block_parameters(d);
+    let mut macs = encoder_macs(student, patches, kept) + adapter_macs(&adapters, c, kept);
+    if shape.input_adapter {
+        macs += 2 * wide(c) * 4 * wide(c);
+    }
+
+    let outputs = std::iter::once(target).chain(shape.top_k.map(|_| 2 * target));
+    for output in outputs {
+        // Linear in, mask token, LayerNorm, Linear out.
+        parameters += (wide(c) * d + d) + d + 2 * d + (d * output + output);
+        macs += kept * wide(c) * d + wide(shape.decoder_depth) * block_macs(d, 4 * d, tokens) + tokens * d * output;
+    }
+    if let Some(top_k) = shape.top_k {
+        macs += (wide(top_k) + 1) * tokens * target;
+    }
+    let [height, width] = student.image_size;
+    Stats {
+        parameters: narrow(parameters),
+        trainable: narrow(parameters - fixed),
+        macs_with_grad: narrow(macs),
+        macs_without_grad: vit(&backbone(base), [height, width]).macs_without_grad,
+    }
+}
+
+/// A base model is run for its blocks: heads and adapters it may have stay out.
+fn backbone(config: &VitConfig) -> VitConfig {
+    VitConfig { classifier: None, adapters: None, ..config.clone() }
+}
+
+/// `patches` are embedded, `tokens` of them, class token included, go through the blocks.
+fn encoder_macs(config: &VitConfig, patches: u128, tokens: u128) -> u128 {
+    let patch = 3 * wide(config.patch_size) * wide(config.patch_size) * wide(config.width);
+    patches * patch + wide(config.depth) * block_macs(wide(config.width), wide(config.mlp_width), tokens)
+}
+
+fn block_macs(c: u128, mlp: u128, tokens: u128) -> u128 {
+    tokens * (4 * c * c + 2 * c * mlp) + 2 * tokens * tokens * c
+}
+
+fn block_parameters(c: u128) -> u128 {
+    12 * c * c + 13 * c
+}
+
+fn adapter_macs(adapters: &AdapterConfig, c: usize, tokens: u128) -> u128 {
+    let fuse = wide(adapters.blocks_per_group) * wide(c) * wide(c);
+    wide(adapters.groups) * tokens * (fuse + 2 * wide(c) * wide(adapters.mlp_width))
+}
+
+fn fixed_positions(config: &VitConfig) -> u128 {
+    match config.position.kind {
+        PositionKind::SinCos { .. } => (wide(config.patches()) + 1) * wide(config.width),
+        PositionKind::Learned => 0,
+    }
+}
+
+fn total(specs: &[ParameterSpec]) -> u128 {
+    specs.iter().map(|spec| spec.elements() as u128).sum()
+}
+
+fn wide(n: usize) -> u128 {
+    n as u128
+}
+
+/// Only configurations far beyond any real one exceed 64 bits.
+fn narrow(n: u128) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
