@@ -49,8 +49,7 @@ impl Sidecar {
                 kind: Some(SidecarKind::Timm),
                 name: Some(architecture),
                 heads: arg("num_heads").and_then(count),
-                // timm has no field for it; a model directory of ours does.
-                norm_eps: json.pointer("/tec_zoo/vit/norm_eps").and_then(Value::as_f64),
+                norm_eps: None,
                 image_size: arg("img_size").and_then(size),
                 no_final_norm: arg("final_norm") == Some(&Value::Bool(false))
                     || arg("fc_norm") == Some(&Value::Bool(true)),

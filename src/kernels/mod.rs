@@ -12,6 +12,7 @@ mod gelu;
 mod layer_norm;
 
 pub use eager::Eager;
+pub(crate) use eager::tensor_of;
 
 use crate::model::position::PositionError;
 

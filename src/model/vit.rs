@@ -76,11 +76,16 @@ impl<'a> Vit<'a> {
             x = self.block(ops, &x, i)?;
             blocks.push(x.clone());
         }
-        let norm = match self.config.final_norm {
-            true => Some(ops.layer_norm(&x, "norm", self.config.norm_eps)?),
-            false => None,
-        };
+        let norm = self.norm(ops, &x)?;
         Ok(Features { blocks, norm })
+    }
+
+    /// The final norm of the last block's output; `None` where the checkpoint has none.
+    pub fn norm<O: Ops>(&self, ops: &mut O, x: &O::Value) -> Result<Option<O::Value>, O::Error> {
+        match self.config.final_norm {
+            true => ops.layer_norm(x, "norm", self.config.norm_eps).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Patches, class token and positions: the input of block 0, (B, 1 + L, C).
