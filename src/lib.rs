@@ -10,7 +10,7 @@
 //!    [`model::Ops`].
 //! 4. [`kernels`] runs those passes on candle; [`verify`] replays stored activations and names what diverged.
 //! 5. [`onnx`] records the same passes as a graph, writes it, and checks it in three runtimes.
-//! 6. `data` turns images into inputs; [`zoo`] knows the released models.
+//! 6. `data` turns images into inputs; [`zoo`] knows the released models, and [`fetch`] brings them here, verified.
 //!
 //! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
 
@@ -21,6 +21,8 @@ pub mod cli;
 pub mod convert;
 #[cfg(feature = "data")]
 pub mod data;
+#[cfg(feature = "fetch")]
+pub mod fetch;
 #[cfg(feature = "candle")]
 pub mod kernels;
 pub mod model;

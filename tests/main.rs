@@ -6,6 +6,8 @@ mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 mod convert;
+#[cfg(feature = "fetch")]
+mod fetch;
 mod hostile;
 #[cfg(feature = "candle")]
 mod kernels;

@@ -226,3 +226,49 @@ fn a_manifest_survives_being_written_and_read() {
         assert_eq!(&Manifest::parse(&manifest.name, &text).unwrap(), manifest);
     }
 }
+
+#[test]
+fn every_converter_a_source_names_is_there_with_the_same_heads() {
+    let mut used = std::collections::BTreeSet::new();
+    for manifest in Zoo::embedded().unwrap().iter() {
+        for source in manifest.sources.iter().filter(|source| source.converter.is_some()) {
+            let converter = source.converter.clone().unwrap();
+            let mapping = tec_zoo::convert::Mapping::builtin(&converter)
+                .unwrap_or_else(|| panic!("{}: no converters/{converter}.toml", manifest.name));
+            if let Some(branch) = &source.branch {
+                assert!(mapping.branches().contains(&branch.as_str()), "{}: no branch {branch}", manifest.name);
+            }
+            let heads = mapping.published_heads(manifest.vit.width);
+            assert!(heads.is_none_or(|heads| heads == manifest.vit.heads), "{}: {heads:?}", manifest.name);
+            used.insert(converter);
+        }
+    }
+    assert!(used.len() >= 7, "{used:?}");
+}
+
+#[test]
+fn a_registered_model_is_in_the_catalogue_with_its_bases_terms() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, overlay) = (dir.path().join("model"), dir.path().join("zoo"));
+    let checkpoint = root("fixtures/reference/tec_converted.pth");
+    let request = tec_zoo::convert::Request { family: Some("tec".into()), heads: Some(4), ..Default::default() };
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    tec_zoo::convert::convert(&checkpoint, &model, &request, false, go_on).unwrap();
+
+    let written = tec_zoo::zoo::register(&overlay, "my-tec", &model).unwrap();
+    assert_eq!(written, overlay.join("my-tec.toml"));
+    let zoo = Zoo::with_overlay(&overlay).unwrap();
+    let manifest = zoo.get("my-tec").unwrap();
+    assert_eq!(manifest.directory.as_deref(), Some(model.as_path()));
+    assert_eq!((manifest.vit.heads, manifest.status, manifest.summary().source.as_str()), (4, Status::Ready, "local"));
+    assert_eq!(zoo.terms("my-tec").unwrap(), Terms::TreatAsNonCommercial);
+    tec_zoo::model::Canonical::open(manifest.directory.as_ref().unwrap()).unwrap();
+
+    for name in ["", "../escape", "Upper", "a b", ".hidden", "trailing."] {
+        let error = tec_zoo::zoo::register(&overlay, name, &model).unwrap_err().to_string();
+        assert!(error.contains("cannot be a model's name"), "{name}: {error}");
+    }
+    let error = tec_zoo::zoo::register(&overlay, "empty", dir.path()).unwrap_err().to_string();
+    assert!(error.contains("not a model directory"), "{error}");
+    assert_eq!(std::fs::read_dir(&overlay).unwrap().count(), 1, "a refused model left something behind");
+}

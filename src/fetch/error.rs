@@ -1,0 +1,191 @@
+//! Why a fetch ended without its model.
+
+use std::path::Path;
+
+use crate::zoo::Digest;
+
+/// What sort of failure it is, for the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Refused, or failed here: disk, arguments, a file that is no checkpoint.
+    Refused,
+    /// A file is not what it should be.
+    Verification,
+    /// No source gave the file.
+    Network,
+}
+
+/// Why a fetch ended without its model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The store could not be read or written.
+    #[error("cannot {action} `{path}`: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The disk is too full.
+    #[error(
+        "`{path}` has {free} bytes free; {needed} are needed\nhint: free some space and run the same command again: what was fetched is kept"
+    )]
+    NoSpace {
+        /// The folder.
+        path: String,
+        /// Bytes needed, with what is to be left free.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The network is needed and not allowed.
+    #[error(
+        "`{model}` is not in the store and this is offline\nhint: fetch it once online, or give the file with `--from FILE`"
+    )]
+    Offline {
+        /// The model.
+        model: String,
+    },
+    /// The catalogue knows the model, this version cannot run it.
+    #[error("`{model}` is only listed: {reason}")]
+    Listed {
+        /// The model.
+        model: String,
+        /// Why.
+        reason: String,
+    },
+    /// A source failed.
+    #[error("{address}: {reason}")]
+    Source {
+        /// Its address, without any secret.
+        address: String,
+        /// What went wrong, after which attempts.
+        reason: String,
+    },
+    /// All sources failed.
+    #[error("no source of `{model}` gave its file:\n{}\nhint: {}", list(.failures), advice(.failures))]
+    Sources {
+        /// The model.
+        model: String,
+        /// One for each source, in the order they were tried.
+        failures: Vec<FetchError>,
+    },
+    /// A file has the wrong hash. It is not used and not kept.
+    #[error(
+        "{origin} is not the file that was published\n  expected {}\n  computed sha256:{sha256}{}{}\nhint: the file was discarded; the source may hold another version or be damaged: try another source with `--from URL`, or ask its owner",
+        digests(.expected), .md5.as_ref().map(|md5| format!("\n           md5:{md5}")).unwrap_or_default(), format_args!("\n  size     {bytes} bytes")
+    )]
+    Hash {
+        /// Where it came from.
+        origin: String,
+        /// Any of these would have done.
+        expected: Vec<Digest>,
+        /// The file's sha256.
+        sha256: String,
+        /// The file's md5, when one was expected.
+        md5: Option<String>,
+        /// The file's size.
+        bytes: u64,
+    },
+    /// A file differs from the one first fetched from the same place. It is not used and not kept.
+    #[error(
+        "{origin} is not the file it was on first use\n  pinned   sha256:{pinned}\n  computed sha256:{sha256}\nhint: nobody published a hash for it. If the change is expected, delete its entry in `{pins}` and fetch again"
+    )]
+    Pin {
+        /// Where it came from.
+        origin: String,
+        /// The sha256 of first use.
+        pinned: String,
+        /// The file's sha256.
+        sha256: String,
+        /// The file that holds the pin.
+        pins: String,
+    },
+    /// The converted model is not the one the manifest describes.
+    #[error("{origin} does not hold `{model}`: {reason}")]
+    Structure {
+        /// Where the file came from.
+        origin: String,
+        /// The model.
+        model: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A given file matches none of the model's sources.
+    #[error(
+        "`{path}` is none of the files of `{model}`\n  computed sha256:{sha256}\n{expected}\nhint: convert it with `tec-zoo convert` if you trust it"
+    )]
+    Foreign {
+        /// The file.
+        path: String,
+        /// The model.
+        model: String,
+        /// The file's sha256.
+        sha256: String,
+        /// The hashes that were expected, a line for each source.
+        expected: String,
+    },
+    /// A damaged file has no source to be repaired from.
+    #[error(
+        "`{sha256}` is damaged and no source is known for it\nhint: `tec-zoo cache prune` removes it; fetch its model again"
+    )]
+    Unrepairable {
+        /// The file.
+        sha256: String,
+    },
+    /// The checkpoint could not be converted.
+    #[error(transparent)]
+    Convert(#[from] crate::convert::ConvertError),
+    /// A model in the store is not in the common format.
+    #[error(transparent)]
+    Model(#[from] crate::model::CanonicalError),
+}
+
+impl FetchError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, path: path.display().to_string(), source }
+    }
+
+    /// What sort of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Source { .. } | Self::Offline { .. } => Kind::Network,
+            // A wrong file anywhere outweighs an unreachable server.
+            Self::Sources { failures, .. } => {
+                let wrong = failures.iter().any(|failure| failure.kind() == Kind::Verification);
+                if wrong { Kind::Verification } else { Kind::Network }
+            }
+            Self::Hash { .. } | Self::Pin { .. } | Self::Structure { .. } | Self::Foreign { .. } => Kind::Verification,
+            _ => Kind::Refused,
+        }
+    }
+
+    /// Whether trying another source is pointless.
+    pub(super) fn is_local(&self) -> bool {
+        use crate::convert::ConvertError;
+        matches!(self, Self::Io { .. } | Self::NoSpace { .. } | Self::Convert(ConvertError::Io { .. }))
+    }
+}
+
+fn list(failures: &[FetchError]) -> String {
+    let lines: Vec<String> =
+        failures.iter().map(|failure| format!("  {}", failure.to_string().replace('\n', "\n  "))).collect();
+    lines.join("\n")
+}
+
+fn advice(failures: &[FetchError]) -> &'static str {
+    match failures.iter().any(|failure| failure.kind() == Kind::Verification) {
+        true => "nothing was kept of the wrong files",
+        false => {
+            "run the same command again to go on where it stopped, or give another place with `--from URL` or `--mirror`"
+        }
+    }
+}
+
+fn digests(digests: &[Digest]) -> String {
+    let all: Vec<String> = digests.iter().map(Digest::to_string).collect();
+    all.join(" and ")
+}

@@ -1,0 +1,37 @@
+//! Getting a model: download, verify, convert, keep; each step can be cut off anywhere and taken up again.
+//!
+//! * [`Store`] is the only code that knows where files live. Files are kept under their sha256; nothing enters under
+//!   that name before it was computed, and nothing leaves without a look at size, time stamp and chunk hashes.
+//! * [`fetch`] brings one model of the catalogue into the store in the common format, trying its sources in turn.
+//! * [`cache`] lists, verifies, repairs and prunes.
+//!
+//! What a server says is not believed: lengths, ranges and names are checked, sizes are bounded, no name from a server
+//! becomes a path, a redirect never leaves https, and a token goes to its own host only.
+//!
+//! Locks only save work: two processes that both believe they hold one write the same bytes to the same places, and
+//! what enters the store is decided by the hash.
+
+mod address;
+mod board;
+mod boot;
+pub mod cache;
+mod download;
+mod error;
+mod http;
+mod import;
+mod lock;
+mod model;
+mod options;
+mod part;
+mod pins;
+mod positioned;
+mod retry;
+mod store;
+mod stream;
+mod tree;
+
+pub use error::{FetchError, Kind};
+pub use import::Origin;
+pub use model::{Fetched, fetch, fetch_file, fetch_from};
+pub use options::{Event, Options, Secret};
+pub use store::{Blob, Store};

@@ -1,0 +1,144 @@
+//! What a caller can choose, and what it is told while it waits.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Settings of a fetch. The defaults suit a home connection and a cluster alike.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Parts downloaded at once from one source.
+    pub jobs: usize,
+    /// Time to reach a server.
+    pub connect_timeout: Duration,
+    /// Time without news, or with less than `slowest`, after which a connection is given up.
+    pub stall: Duration,
+    /// Bytes per second below which a connection counts as stalled.
+    pub slowest: u64,
+    /// Attempts in a row that may bring nothing before a source is given up.
+    pub retries: u32,
+    /// First pause between attempts; doubled each time, with jitter.
+    pub backoff: Duration,
+    /// Longest pause, and the longest a server's `Retry-After` is obeyed.
+    pub longest_wait: Duration,
+    /// Largest file accepted where its size is not published.
+    pub max_bytes: u64,
+    /// Space to leave free on the disk.
+    pub keep_free: u64,
+    /// Touch no network at all.
+    pub offline: bool,
+    /// A server laid out as `<mirror>/<host>/<path>`, asked before the sources themselves.
+    pub mirror: Option<String>,
+    /// Endpoint for sources on the hub, in place of its own.
+    pub hub: Option<String>,
+    /// Sent to the hub endpoint's host, and to no other.
+    pub token: Option<Secret>,
+    /// Accept plain http from hosts other than this one.
+    pub allow_http: bool,
+    /// Keep the downloaded file beside the model, so that damage can be repaired range by range.
+    pub keep_source: bool,
+    /// Time without a heartbeat after which another process's lock is broken.
+    pub stale_lock: Duration,
+    /// Bytes per chunk hash, for files downloaded from now on.
+    pub chunk: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            jobs: 4,
+            connect_timeout: Duration::from_secs(15),
+            stall: Duration::from_secs(20),
+            slowest: 1 << 10,
+            retries: 6,
+            backoff: Duration::from_millis(300),
+            longest_wait: Duration::from_secs(60),
+            max_bytes: 64 << 30,
+            keep_free: 64 << 20,
+            offline: false,
+            mirror: None,
+            hub: None,
+            token: None,
+            allow_http: false,
+            keep_source: false,
+            stale_lock: Duration::from_secs(60),
+            chunk: 4 << 20,
+        }
+    }
+}
+
+/// A token that no message prints.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps it.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// News, given on the thread that called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Another process is at it; its result will be used.
+    Waiting {
+        /// Who holds the lock.
+        holder: String,
+    },
+    /// A source is being asked.
+    Source {
+        /// Its address, without any secret.
+        address: String,
+    },
+    /// Bytes in hand.
+    Progress {
+        /// Bytes of the file that are there, those of earlier runs included.
+        have: u64,
+        /// Bytes of the whole file, when the server says.
+        total: Option<u64>,
+    },
+    /// Part of the file was there already.
+    Resumed {
+        /// Bytes that need no fetching.
+        have: u64,
+        /// Bytes of the whole file.
+        total: u64,
+    },
+    /// An attempt failed and will be repeated.
+    Retry {
+        /// What went wrong.
+        reason: String,
+    },
+    /// The source holds another file than before, or was given up; what was fetched of it is dropped.
+    Restart {
+        /// Why.
+        reason: String,
+    },
+    /// A source failed for good; the next one is tried.
+    Failed {
+        /// Its address, without any secret.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The file is whole and verified.
+    Verified {
+        /// Its sha256.
+        sha256: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The model is being written in the common format.
+    Converting,
+}

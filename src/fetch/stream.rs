@@ -1,0 +1,89 @@
+//! The download from a server that does not do ranges: from the beginning to the end, in one piece.
+
+use std::fs::File;
+use std::io::{Read, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+
+use super::board::{Hasher, Hashes, stalled};
+use super::http::{Reply, read_some};
+use super::retry::Failure;
+use super::tree::Leaf;
+use super::{Event, FetchError, Options};
+
+const BUFFER: usize = 128 << 10;
+const TICK: Duration = Duration::from_millis(100);
+
+/// What is known of the size before the end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The published size.
+    pub published: Option<u64>,
+    /// No more than this is accepted.
+    pub most: u64,
+}
+
+/// Writes the body of `reply` to `path` and hashes it; also returns its size.
+///
+/// # Errors
+/// Why it could not be finished; nothing of it can be kept.
+pub(super) fn receive(
+    reply: Reply,
+    path: &Path,
+    limits: Limits,
+    md5: bool,
+    options: &Options,
+    events: &mut dyn FnMut(Event),
+) -> Result<(Hashes, u64), Failure> {
+    let local = |error| Failure::Local(FetchError::io("write", path)(error));
+    let Reply { encoding, length, body, .. } = reply;
+    let total = limits.published.or(length);
+    let mut body: Box<dyn Read> = match encoding.as_deref() {
+        None => Box::new(body),
+        Some("gzip" | "x-gzip") => Box::new(flate2::read::GzDecoder::new(body)),
+        Some(other) => {
+            return Err(Failure::Refused(format!("the server encodes the file as `{other}`, which is not understood")));
+        }
+    };
+    let mut file = File::create(path).map_err(local)?;
+    let (mut whole, mut chunk, mut leaves) = (Hasher::new(md5), Sha256::new(), Vec::<Leaf>::new());
+    let mut buffer = vec![0; BUFFER];
+    let (mut have, mut filled) = (0_u64, 0_u64);
+    let (mut window, mut told) = ((Instant::now(), 0), Instant::now());
+    loop {
+        let want = (options.chunk - filled).min(BUFFER as u64) as usize;
+        let read = read_some(&mut *body, &mut buffer[..want])?;
+        if read == 0 {
+            break;
+        }
+        have += read as u64;
+        if have > limits.most {
+            return Err(Failure::Refused(format!("the server sends more than {} bytes", limits.most)));
+        }
+        let bytes = &buffer[..read];
+        file.write_all(bytes).map_err(local)?;
+        whole.update(bytes);
+        chunk.update(bytes);
+        filled += read as u64;
+        if filled == options.chunk {
+            leaves.push(chunk.finalize_reset().into());
+            filled = 0;
+        }
+        window.1 += read as u64;
+        stalled(&mut window, options)?;
+        if told.elapsed() > TICK {
+            told = Instant::now();
+            events(Event::Progress { have, total });
+        }
+    }
+    if filled > 0 {
+        leaves.push(chunk.finalize().into());
+    }
+    if let Some(total) = total.filter(|total| *total != have) {
+        return Err(Failure::transient(format!("the connection ended after {have} of {total} bytes")));
+    }
+    events(Event::Progress { have, total: Some(have) });
+    Ok((whole.finish(leaves), have))
+}

@@ -1,0 +1,267 @@
+//! Whole models: from a manifest's sources to a directory in the common format.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tec_zoo::fetch::{Event, FetchError, Kind, Options, Origin, cache, fetch, fetch_from};
+use tec_zoo::model::{Canonical, Resample};
+use tec_zoo::zoo::{Digest, Manifest, Source, SourceKind, Zoo};
+
+use super::server::{Answer, Server};
+use super::{Home, files, full, options};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
+}
+
+fn bytes(name: &str) -> Vec<u8> {
+    std::fs::read(fixture(name)).unwrap()
+}
+
+/// A manifest of the zoo, shrunk to the fixtures' size.
+fn manifest(of: &str, sources: Vec<Source>) -> Manifest {
+    let mut manifest = Zoo::embedded().unwrap().get(of).unwrap().clone();
+    manifest.vit.image_size = [64, 64];
+    (manifest.vit.width, manifest.vit.depth, manifest.vit.heads, manifest.vit.mlp_width) = (16, 4, 4, 64);
+    manifest.sources = sources;
+    manifest.validate().unwrap();
+    manifest
+}
+
+fn source(url: String, converter: &str, hashes: Vec<Digest>) -> Source {
+    Source {
+        kind: SourceKind::Official,
+        url: Some(url),
+        hub: None,
+        file: None,
+        converter: Some(converter.into()),
+        branch: None,
+        bytes: None,
+        hashes,
+        evidence: "a test".into(),
+    }
+}
+
+fn serving(body: Vec<u8>) -> Server {
+    Server::start(move |ask| Answer::file(ask, &body, "\"m\""))
+}
+
+fn get(home: &Home, manifest: &Manifest, options: &Options) -> Result<tec_zoo::fetch::Fetched, FetchError> {
+    fetch(&home.store, manifest, options, &mut |_| {})
+}
+
+const MAE: &str = "mae_pretrain_vit_tiny.pth";
+
+#[test]
+fn a_model_is_fetched_converted_and_then_there() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    let manifest = manifest("mae-vitb", vec![source(server.url(MAE), "mae", full(&body))]);
+    let home = Home::new();
+    let mut events = Vec::new();
+    let fetched = fetch(&home.store, &manifest, &options(), &mut |event| events.push(event)).unwrap();
+    assert!(!fetched.cached && events.contains(&Event::Converting));
+    let model = Canonical::open(&fetched.dir).unwrap();
+    let config = model.config();
+    assert_eq!(config.provenance.source_file, MAE);
+    assert_eq!(config.provenance.source_sha256, super::sha256(&body));
+    assert_eq!((config.vit.heads, config.licence.spdx.as_str()), (4, "CC-BY-NC-4.0"));
+
+    let (requests, start) = (server.requests(), std::time::Instant::now());
+    let again = get(&home, &manifest, &options()).unwrap();
+    assert!(again.cached && again.dir == fetched.dir);
+    assert!(start.elapsed().as_millis() < 50);
+    // Offline is no hindrance to what is there, and neither is losing the model but not its source.
+    let offline = Options { offline: true, ..options() };
+    assert!(get(&home, &manifest, &offline).unwrap().cached);
+    std::fs::remove_dir_all(&fetched.dir).unwrap();
+    assert!(!get(&home, &manifest, &offline).unwrap().cached);
+    // A flipped bit in the model is noticed, and mended from the source.
+    let weights = fetched.dir.join("model.safetensors");
+    let mut damaged = std::fs::read(&weights).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, &damaged).unwrap();
+    assert_eq!(home.store.model("mae-vitb"), None);
+    let health = cache::verify(&home.store).unwrap();
+    assert!(health.iter().any(|health| health.damage == ["model.safetensors"]));
+    assert!(!get(&home, &manifest, &offline).unwrap().cached);
+    assert!(std::fs::read(&weights).unwrap() != damaged);
+    assert_eq!(server.requests(), requests);
+}
+
+#[test]
+fn a_source_is_dropped_after_conversion_unless_it_is_kept() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    let manifest = manifest("mae-vitb", vec![source(server.url(MAE), "mae", full(&body))]);
+    let home = Home::new();
+    get(&home, &manifest, &Options { keep_source: false, ..options() }).unwrap();
+    assert_eq!(files(&home.path().join("blobs")), Vec::<String>::new());
+    let entries = cache::ls(&home.store).unwrap();
+    assert_eq!((entries.len(), entries[0].sort, entries[0].name.as_str()), (1, cache::Sort::Model, "mae-vitb"));
+    assert!(cache::prune(&home.store).unwrap().is_empty(), "models stay");
+}
+
+#[test]
+fn offline_touches_no_network_at_all() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/{MAE}", listener.local_addr().unwrap());
+    let manifest = manifest("mae-vitb", vec![source(url.clone(), "mae", vec![])]);
+    let home = Home::new();
+    let offline = Options { offline: true, mirror: Some(url.clone()), ..options() };
+    let error = get(&home, &manifest, &offline).unwrap_err();
+    assert!(matches!(error, FetchError::Offline { .. }), "{error}");
+    assert!(error.to_string().contains("--from FILE"), "{error}");
+    assert!(fetch_from(&home.store, &manifest, &Origin::Url(url), &offline, &mut |_| {}).is_err());
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody called");
+}
+
+#[test]
+fn the_next_source_serves_when_one_is_gone_or_wrong() {
+    let body = bytes(MAE);
+    let mut spoilt = body.clone();
+    spoilt[60_000] ^= 1;
+    let (wrong, right) = (serving(spoilt), serving(body.clone()));
+    let gone = Server::start(|_| Answer::status(404));
+    let sources =
+        |last: &Server| [&gone, &wrong, last].map(|server| source(server.url(MAE), "mae", full(&body))).to_vec();
+    let home = Home::new();
+    let mut failed = Vec::new();
+    let manifest_right = manifest("mae-vitb", sources(&right));
+    let mut events = |event| {
+        if let Event::Failed { reason, .. } = event {
+            failed.push(reason);
+        }
+    };
+    let fetched = fetch(&home.store, &manifest_right, &options(), &mut events).unwrap();
+    assert_eq!(fetched.address, Some(right.url(MAE)));
+    assert!(failed[0].contains("404") && failed[1].contains("not the file that was published"), "{failed:?}");
+
+    let home = Home::new();
+    let error = get(&home, &manifest("mae-vitb", sources(&gone)), &options()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Verification);
+    let text = error.to_string();
+    assert!(text.contains("404") && text.contains("computed sha256:"), "{text}");
+    assert!(files(&home.path().join("models")).is_empty() && files(&home.path().join("blobs")).is_empty());
+}
+
+#[test]
+fn a_file_without_a_published_hash_is_checked_by_structure_then_pinned() {
+    let current = Arc::new(Mutex::new(bytes("tec_converted.pth")));
+    let shared = Arc::clone(&current);
+    let server = Server::start(move |ask| {
+        let body = shared.lock().unwrap();
+        Answer::file(ask, &body, &format!("\"{}\"", super::sha256(&body)))
+    });
+    let manifest = manifest("tec-mae-vitb-300ep", vec![source(server.url("tec.pth"), "tec", vec![])]);
+    let home = Home::new();
+
+    // Another family's file, a file with a final norm, a torn file: none is believed, none is pinned.
+    for wrong in ["mae_pretrain_vit_tiny.pth", "ibot_checkpoint_teacher.pth"] {
+        *current.lock().unwrap() = bytes(wrong);
+        assert!(get(&home, &manifest, &options()).is_err(), "{wrong}");
+    }
+    *current.lock().unwrap() = bytes("tec_converted.pth")[..100_000].to_vec();
+    assert!(get(&home, &manifest, &options()).is_err());
+    assert!(files(&home.path().join("pins")).is_empty() && files(&home.path().join("blobs")).is_empty());
+
+    *current.lock().unwrap() = bytes("tec_converted.pth");
+    let fetched = get(&home, &manifest, &options()).unwrap();
+    let config = Canonical::open(&fetched.dir).unwrap().config().clone();
+    assert_eq!(config.provenance.lineage, ["mae-vitb"]);
+    let pins = std::fs::read_to_string(home.path().join("pins/tec-mae-vitb-300ep.toml")).unwrap();
+    assert!(pins.contains(&fetched.source_sha256.unwrap()) && pins.contains(&server.url("tec.pth")), "{pins}");
+
+    // From now on it is that file or none.
+    std::fs::remove_dir_all(home.path().join("models")).unwrap();
+    std::fs::create_dir(home.path().join("models")).unwrap();
+    cache::prune(&home.store).unwrap();
+    let mut other = bytes("tec_converted.pth");
+    let last = other.len() / 2;
+    other[last] ^= 1;
+    *current.lock().unwrap() = other;
+    let error = get(&home, &manifest, &options()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Verification);
+    let text = error.to_string();
+    assert!(text.contains("pinned   sha256:") && text.contains("tec-mae-vitb-300ep.toml"), "{text}");
+    *current.lock().unwrap() = bytes("tec_converted.pth");
+    assert!(get(&home, &manifest, &options()).is_ok());
+}
+
+#[test]
+fn a_file_at_hand_must_be_one_of_the_models() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    let url = "https://example.invalid/mae_pretrain_vit_base.pth".to_owned();
+    let manifest = manifest("mae-vitb", vec![source(url, "mae", full(&body))]);
+    let from = |home: &Home, origin: Origin| fetch_from(&home.store, &manifest, &origin, &options(), &mut |_| {});
+    for origin in [Origin::File(fixture(MAE)), Origin::Url(server.url("renamed.bin"))] {
+        let home = Home::new();
+        let fetched = from(&home, origin).unwrap();
+        assert_eq!(fetched.source_sha256, Some(super::sha256(&body)));
+        Canonical::open(&fetched.dir).unwrap();
+    }
+    let other = serving(bytes("ibot_checkpoint_teacher.pth"));
+    for origin in [Origin::File(fixture("ibot_checkpoint_teacher.pth")), Origin::Url(other.url(MAE))] {
+        let home = Home::new();
+        let error = from(&home, origin).unwrap_err();
+        assert!(matches!(error, FetchError::Foreign { .. }) && error.kind() == Kind::Verification, "{error}");
+        assert!(error.to_string().contains(&format!("expected sha256:{}", super::sha256(&body))), "{error}");
+        assert!(files(&home.path().join("blobs")).is_empty() && files(&home.path().join("models")).is_empty());
+    }
+}
+
+#[test]
+fn mirrors_and_endpoints_take_the_place_of_hosts() {
+    let body = bytes("ibot_checkpoint_full.pth");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (log, served) = (Arc::clone(&asked), body.clone());
+    let server = Server::start(move |ask| {
+        log.lock().unwrap().push(ask.path.clone());
+        Answer::file(ask, &served, "\"m\"")
+    });
+    let mut hub = source(String::new(), "ibot", full(&body));
+    (hub.url, hub.hub, hub.file) = (None, Some("someone/ibot".into()), Some("checkpoint.pth".into()));
+    hub.branch = Some("teacher".into());
+    let manifest = manifest("ibot-vitb", vec![hub]);
+    let with_hub = Options { hub: Some(server.url("")), ..options() };
+    let fetched = get(&Home::new(), &manifest, &with_hub).unwrap();
+    assert!(asked.lock().unwrap().iter().all(|path| path == "someone/ibot/resolve/main/checkpoint.pth"));
+    drop(fetched);
+    asked.lock().unwrap().clear();
+    let with_mirror = Options { mirror: Some(server.url("mirror/")), ..options() };
+    let home = Home::new();
+    let fetched = get(&home, &manifest, &with_mirror).unwrap();
+    let path = "mirror/huggingface.co/someone/ibot/resolve/main/checkpoint.pth";
+    assert!(asked.lock().unwrap().iter().all(|asked| asked == path), "{:?}", asked.lock().unwrap());
+    let config = Canonical::open(&fetched.dir).unwrap().config().clone();
+    assert_eq!(config.provenance.branch.as_deref(), Some("teacher"));
+    assert_eq!(config.vit.position.resample, Resample::ScaleOffset { offset: 0.1 });
+}
+
+#[test]
+fn a_listed_model_is_refused_before_anything_is_asked() {
+    let zoo = Zoo::embedded().unwrap();
+    let home = Home::new();
+    let error = get(&home, zoo.get("dinov2-vitb14").unwrap(), &options()).unwrap_err();
+    assert!(matches!(error, FetchError::Listed { .. }) && error.to_string().contains("LayerScale"), "{error}");
+}
+
+#[test]
+fn threads_that_want_the_same_model_share_one_download() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    // Without a hash, nothing but the lock on the model tells the second that the first has it.
+    let manifest = manifest("mae-vitb", vec![source(server.url(MAE), "mae", vec![])]);
+    let home = Home::new();
+    let cached = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| cached.fetch_or(get(&home, &manifest, &options()).unwrap().cached, Ordering::SeqCst));
+        }
+    });
+    assert!(cached.load(Ordering::SeqCst));
+    assert_eq!(server.sent(), body.len() as u64 + 1);
+}
