@@ -36,10 +36,18 @@ pub enum CheckpointError {
         path: String,
     },
     /// No container this tool knows.
-    #[error("it is neither a torch checkpoint (zip, legacy, tar) nor safetensors; it starts with {start}")]
+    #[error("it is neither a torch checkpoint (zip, legacy, tar) nor safetensors{}; it starts with `{start}`", said(.looks))]
     Unrecognised {
+        /// What it looks like instead, where that is plain.
+        looks: Option<&'static str>,
         /// First bytes, printable.
         start: String,
+    },
+    /// A pipe, a device, a socket.
+    #[error("`{path}` is not a regular file")]
+    Special {
+        /// The path.
+        path: String,
     },
     /// A zip that torch did not write.
     #[error("zip: {reason}")]
@@ -70,7 +78,7 @@ pub enum CheckpointError {
     /// A pickle that names something a checkpoint does not need.
     #[error(
         "its pickle names {}, which {} not on the list of inert names; nothing was run\n\
-         hint: `tec-zoo inspect FILE` shows where the file comes from; do not load it with Python before you know",
+         hint: `tec-zoo inspect FILE` lists its names; do not load it with Python before you know where it comes from",
         quoted(.names), if .names.len() == 1 { "is" } else { "are" }
     )]
     UnknownGlobals {
@@ -91,17 +99,15 @@ pub enum CheckpointError {
         /// What is cut.
         what: String,
     },
-    /// An expanded view that would take more memory than the file has bytes.
-    #[error("a strided tensor would take {bytes} bytes, more than the whole file's {file}")]
-    Expanded {
-        /// What it would take.
-        bytes: usize,
-        /// Size of the file.
-        file: usize,
-    },
     /// A safetensors header that does not hold.
     #[error("safetensors: {0}")]
     Safetensors(#[from] safetensors::SafeTensorError),
+    /// The same, where the format's own checks let it pass.
+    #[error("safetensors: {reason}")]
+    Header {
+        /// What is wrong.
+        reason: String,
+    },
     /// A sharded checkpoint's index that does not hold.
     #[error("index: {reason}")]
     Index {
@@ -110,10 +116,26 @@ pub enum CheckpointError {
     },
 }
 
+/// Text from a file, fit for an error or a terminal: no control characters, and not endless.
+pub(super) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for char in text.chars().take(120) {
+        if char.is_control() { out.extend(char.escape_default()) } else { out.push(char) }
+    }
+    if text.chars().nth(120).is_some() {
+        out.push('…');
+    }
+    out
+}
+
 fn quoted(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{name}`")).collect();
+    let listed: Vec<String> = names.iter().take(5).map(|name| format!("`{}`", shown(name))).collect();
     let more = names.len().saturating_sub(5);
-    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+    if more > 0 { format!("{} and {more} more", listed.join(", ")) } else { listed.join(", ") }
+}
+
+fn said(looks: &Option<&str>) -> String {
+    looks.map(|looks| format!("; it looks like {looks}")).unwrap_or_default()
 }
 
 impl CheckpointError {
@@ -121,14 +143,14 @@ impl CheckpointError {
         Self::Pickle { reason: reason.into() }
     }
 
-    pub(super) fn tensor(path: &[String], reason: String) -> Self {
-        Self::Tensor { name: path.join("."), reason }
+    pub(super) fn tensor(path: &[String], reason: impl Into<String>) -> Self {
+        Self::Tensor { name: shown(&path.join(".")), reason: reason.into() }
     }
 
     pub(super) fn in_file(self, path: &std::path::Path) -> Self {
         match self {
             // These name their file already.
-            Self::Io { .. } | Self::Empty { .. } | Self::Folder { .. } | Self::In { .. } => self,
+            Self::Io { .. } | Self::Empty { .. } | Self::Folder { .. } | Self::Special { .. } | Self::In { .. } => self,
             source => Self::In { path: path.display().to_string(), source: Box::new(source) },
         }
     }

@@ -9,6 +9,7 @@ mod globals;
 mod legacy;
 mod pickle;
 mod place;
+mod safetensors;
 mod sharded;
 mod source;
 mod survey;
@@ -20,7 +21,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use ::safetensors::Dtype;
+use indexmap::IndexSet;
 
 pub use error::CheckpointError;
 use place::Place;
@@ -96,8 +98,7 @@ impl Checkpoint {
     /// [`CheckpointError`], naming the file and what is wrong with it. A pickle that names anything outside the list of
     /// inert names is refused; [`Checkpoint::survey`] shows what it names.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let survey = Self::survey(path)?;
-        survey.trusted().map_err(|error| error.in_file(path))
+        Self::survey(path)?.trusted().map_err(|error| error.in_file(path))
     }
 
     /// A checkpoint that is already in memory (embedded in the program, or made by a fuzzer); `name` stands in errors.
@@ -105,7 +106,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_bytes(name: &str, bytes: Cow<'static, [u8]>) -> Result<Self, CheckpointError> {
-        let read = survey::read(vec![Source::Memory(bytes)]);
+        if bytes.is_empty() {
+            return Err(CheckpointError::Empty { path: name.to_owned() });
+        }
+        let read = survey::file(Source::Memory(bytes));
         read.and_then(Survey::trusted).map_err(|error| error.in_file(Path::new(name)))
     }
 
@@ -126,24 +130,22 @@ impl Checkpoint {
         };
         let read = match sharded::is_index(path) {
             true => Self::shards(path),
-            false => Source::map(path).and_then(|source| survey::read(vec![source])),
+            false => Source::map(path).and_then(survey::file),
         };
         read.map_err(|error| error.in_file(path))
     }
 
     fn shards(path: &Path) -> Result<Survey, CheckpointError> {
         let (shards, places) = sharded::read(path)?;
-        let mut sources = Vec::with_capacity(shards.len());
-        for shard in &shards {
-            sources.push(Source::map(shard)?);
-        }
-        let survey = survey::read(sources)?;
+        let survey = survey::shards(&shards)?;
         let here: HashSet<(String, usize)> =
             survey.checkpoint.tensors.iter().map(|tensor| (tensor.path.join("."), tensor.place.source)).collect();
         for (name, &shard) in &places {
             if !here.contains(&(name.clone(), shard)) {
                 let shard = shards[shard].file_name().unwrap_or_default().to_string_lossy().into_owned();
-                return Err(CheckpointError::Index { reason: format!("`{name}` is not in its shard `{shard}`") });
+                return Err(CheckpointError::Index {
+                    reason: format!("`{}` is not in its shard `{}`", error::shown(name), error::shown(&shard)),
+                });
             }
         }
         Ok(survey)
@@ -155,30 +157,34 @@ impl Checkpoint {
     }
 
     /// Every tensor reachable from the root through dictionaries, lists and objects' attributes, in file order. A tensor
-    /// reachable twice is listed twice.
+    /// reachable by two paths is listed twice; no path is listed twice.
     pub fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
     }
 
     /// Keys of the tensors and dictionaries directly below `path`, in file order; `None` when nothing is there.
     pub fn keys(&self, path: &[&str]) -> Option<Vec<String>> {
-        let mut out: Vec<String> = Vec::new();
+        let mut out = IndexSet::new();
         for tensor in &self.tensors {
             let below = tensor.path.len() > path.len() && tensor.path.iter().zip(path).all(|(a, b)| a == b);
-            if below && out.last() != Some(&tensor.path[path.len()]) && !out.contains(&tensor.path[path.len()]) {
-                out.push(tensor.path[path.len()].clone());
+            if below {
+                out.insert(&tensor.path[path.len()]);
             }
         }
-        (!out.is_empty()).then_some(out)
+        (!out.is_empty()).then(|| out.into_iter().cloned().collect())
     }
 
     /// Row-major little-endian bytes of a tensor: borrowed from the map where they lie so, gathered where strides
     /// demand it.
     ///
     /// # Errors
-    /// [`CheckpointError::Expanded`] when gathering would take more memory than the file has bytes.
+    /// [`CheckpointError::Tensor`] when a view repeats elements until they take more memory than the file has bytes.
+    ///
+    /// # Panics
+    /// When `entry` is another checkpoint's.
     pub fn bytes(&self, entry: &TensorEntry) -> Result<Cow<'_, [u8]>, CheckpointError> {
-        entry.place.gather(&entry.shape, self.sources[entry.place.source].bytes())
+        let gathered = entry.place.gather(&entry.shape, self.sources[entry.place.source].bytes());
+        gathered.map_err(|reason| CheckpointError::tensor(&entry.path, reason))
     }
 
     /// Where the bytes lie in a file, when they need no gathering: lets the kernel copy them file to file.
@@ -192,28 +198,4 @@ impl Checkpoint {
     pub fn sources(&self) -> impl Iterator<Item = &[u8]> {
         self.sources.iter().map(Source::bytes)
     }
-}
-
-/// Tensors of a safetensors file.
-fn safetensors(bytes: &[u8], source: usize) -> Result<Vec<TensorEntry>, CheckpointError> {
-    let (len, header) = SafeTensors::read_metadata(bytes)?;
-    let start = 8 + len;
-    let mut tensors = Vec::new();
-    for name in header.offset_keys() {
-        let Some(info) = header.info(&name) else { continue };
-        let storage = start + info.data_offsets.0..start + info.data_offsets.1;
-        let element = info.dtype.bitsize() / 8;
-        if element == 0 {
-            let reason = format!("its type {} is smaller than a byte, which is not supported", info.dtype);
-            return Err(CheckpointError::Tensor { name, reason });
-        }
-        let mut strides = vec![1; info.shape.len()];
-        for axis in (1..info.shape.len()).rev() {
-            strides[axis - 1] = strides[axis] * info.shape[axis].max(1);
-        }
-        let place = Place { source, storage, offset: 0, strides, element };
-        place.check(&info.shape).map_err(|reason| CheckpointError::Tensor { name: name.clone(), reason })?;
-        tensors.push(TensorEntry { path: vec![name], dtype: info.dtype, shape: info.shape.clone(), place });
-    }
-    Ok(tensors)
 }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::CheckpointError;
+use super::error::shown;
+use super::source::Source;
 
 /// An index is text about names; a gigabyte of it is an attack.
-const MAX_INDEX: u64 = 64 << 20;
+const MAX_INDEX: usize = 64 << 20;
 
 /// Names a folder's checkpoint may have, best first.
 const IN_FOLDER: [&str; 4] =
@@ -32,13 +34,12 @@ pub(super) fn in_folder(folder: &Path) -> Result<PathBuf, CheckpointError> {
 
 /// The shards an index names, and which shard each tensor should be in.
 pub(super) fn read(path: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, usize>), CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.display().to_string(), source };
     let bad = |reason: String| CheckpointError::Index { reason };
-    if std::fs::metadata(path).map_err(io)?.len() > MAX_INDEX {
+    let source = Source::map(path)?;
+    if source.bytes().len() > MAX_INDEX {
         return Err(bad(format!("it is larger than {MAX_INDEX} bytes")));
     }
-    let text = std::fs::read(path).map_err(io)?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+    let index: Index = serde_json::from_slice(source.bytes()).map_err(|error| bad(error.to_string()))?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut shards = Vec::with_capacity(names.len());
@@ -46,7 +47,7 @@ pub(super) fn read(path: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, usize>
     for name in names {
         let plain = Path::new(name).file_name().is_some_and(|file| file == name.as_str()) && !name.contains('\\');
         if !plain {
-            return Err(bad(format!("shard `{name}` is not a file name in the same folder")));
+            return Err(bad(format!("shard `{}` is not a file name in the same folder", shown(name))));
         }
         numbers.insert(name.as_str(), shards.len());
         shards.push(folder.join(name));

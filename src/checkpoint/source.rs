@@ -21,6 +21,10 @@ impl Source {
     /// Maps a file read-only.
     pub(super) fn map(path: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.display().to_string(), source };
+        // Opening a pipe would wait for its other end.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(CheckpointError::Special { path: path.display().to_string() });
+        }
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if metadata.len() == 0 {

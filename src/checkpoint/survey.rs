@@ -1,11 +1,18 @@
 //! Reading a container's header, whatever it is, and what a person wants to know of it.
 
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
 use serde::Serialize;
 
-use super::pickle::{self, Arena};
+use super::error::shown;
+use super::pickle::{self, Arena, Id};
 use super::source::Source;
-use super::torch::{self, Storages, Walked};
-use super::{Checkpoint, CheckpointError, ContainerKind, TensorEntry, legacy, tar, zip};
+use super::torch::{self, Storages};
+use super::{Checkpoint, CheckpointError, ContainerKind, TensorEntry, globals, legacy, safetensors, tar, zip};
+
+/// Warnings of one kind.
+const MAX_TOLD: usize = 16;
 
 /// What a checkpoint's header says.
 #[derive(Debug)]
@@ -51,111 +58,163 @@ impl Survey {
     }
 }
 
-/// Reads the headers of all `sources`; several are the shards of one checkpoint.
-pub(super) fn read(sources: Vec<Source>) -> Result<Survey, CheckpointError> {
-    let mut survey = Survey {
-        checkpoint: Checkpoint { kind: ContainerKind::Sharded, sources: Vec::new(), tensors: Vec::new() },
-        globals: Vec::new(),
-        leaves: Vec::new(),
-        protocol: None,
-        warnings: Vec::new(),
-    };
-    let single = sources.len() == 1;
-    for (index, source) in sources.iter().enumerate() {
-        let kind = one(source.bytes(), index, &mut survey)?;
-        if single {
-            survey.checkpoint.kind = kind;
-        }
-    }
-    survey.checkpoint.sources = sources;
-    shared(&mut survey);
-    Ok(survey)
+/// Reads the header of a file.
+pub(super) fn file(source: Source) -> Result<Survey, CheckpointError> {
+    let mut survey = Survey::new(ContainerKind::Sharded);
+    survey.checkpoint.kind = survey.add(source)?;
+    survey.finish()
 }
 
-fn one(bytes: &[u8], index: usize, survey: &mut Survey) -> Result<ContainerKind, CheckpointError> {
-    if bytes.starts_with(zip::LOCAL) || bytes.starts_with(b"PK\x05\x06") {
-        torch_zip(bytes, index, survey)?;
-        return Ok(ContainerKind::TorchZip);
+/// Reads the headers of the shards of one checkpoint.
+pub(super) fn shards(paths: &[PathBuf]) -> Result<Survey, CheckpointError> {
+    let mut survey = Survey::new(ContainerKind::Sharded);
+    for path in paths {
+        Source::map(path).and_then(|source| survey.add(source)).map_err(|error| error.in_file(path))?;
     }
-    if bytes.starts_with(legacy::MAGIC) {
-        let file = legacy::read(bytes)?;
-        let find = |key: &str| file.storages.get(key).cloned();
-        let walked = torch::walk(&file.arena, file.root, index, &Storages::Keyed(&find))?;
-        if file.end < bytes.len() {
-            survey.warnings.push(format!("{} bytes follow the last storage", bytes.len() - file.end));
-        }
-        survey.add(&file.arena, walked);
-        return Ok(ContainerKind::TorchLegacy);
-    }
-    if tar::is_tar(bytes) {
-        let file = tar::read(bytes, index)?;
-        let walked = torch::walk(&file.arena, file.root, index, &Storages::Tensors(&file.tensors))?;
-        survey.add(&file.arena, walked);
-        return Ok(ContainerKind::TorchTar);
-    }
-    // A safetensors file starts with its header's length and the header's brace.
-    if bytes.get(8) == Some(&b'{') {
-        survey.checkpoint.tensors.extend(super::safetensors(bytes, index)?);
-        return Ok(ContainerKind::Safetensors);
-    }
-    let start = bytes.iter().take(16).map(|byte| byte.escape_ascii().to_string()).collect::<String>();
-    Err(CheckpointError::Unrecognised { start: format!("`{start}`") })
-}
-
-fn torch_zip(bytes: &[u8], index: usize, survey: &mut Survey) -> Result<(), CheckpointError> {
-    let archive = zip::Archive::read(bytes)?;
-    let zip = |reason: &str| CheckpointError::Zip { reason: reason.to_owned() };
-    let mut pickles = archive.names().iter().filter(|name| name.as_str() == "data.pkl" || name.ends_with("/data.pkl"));
-    let Some(name) = pickles.next() else { return Err(zip("it has no data.pkl: not a torch checkpoint")) };
-    if pickles.next().is_some() {
-        return Err(zip("it has more than one data.pkl"));
-    }
-    let folder = name.strip_suffix("data.pkl").unwrap_or_default();
-    if archive.get(&format!("{folder}constants.pkl")).is_some() {
-        return Err(CheckpointError::TorchScript);
-    }
-    if archive.get(&format!("{folder}byteorder")).is_some_and(|range| &bytes[range] != b"little") {
-        return Err(CheckpointError::BigEndian);
-    }
-    let range = archive.get(name).ok_or_else(|| zip("it has no data.pkl"))?;
-    let mut arena = Arena::default();
-    let (root, _) = pickle::read(&mut arena, &bytes[range])?;
-    let find = |key: &str| archive.get(&format!("{folder}data/{key}"));
-    let walked = torch::walk(&arena, root, index, &Storages::Keyed(&find))?;
-    survey.add(&arena, walked);
-    Ok(())
+    survey.finish()
 }
 
 impl Survey {
-    fn add(&mut self, arena: &Arena, walked: Walked) {
-        let unknown = torch::unknown_globals(arena);
-        for (name, count) in torch::all_globals(arena) {
-            let known = !unknown.contains(&name);
-            match self.globals.iter_mut().find(|global| global.name == name) {
-                Some(global) => global.count += count,
-                None => self.globals.push(GlobalUse { name, count, known }),
+    fn new(kind: ContainerKind) -> Self {
+        Self {
+            checkpoint: Checkpoint { kind, sources: Vec::new(), tensors: Vec::new() },
+            globals: Vec::new(),
+            leaves: Vec::new(),
+            protocol: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, source: Source) -> Result<ContainerKind, CheckpointError> {
+        let kind = self.read(source.bytes(), self.checkpoint.sources.len())?;
+        self.checkpoint.sources.push(source);
+        Ok(kind)
+    }
+
+    fn finish(mut self) -> Result<Self, CheckpointError> {
+        self.once()?;
+        self.shared();
+        Ok(self)
+    }
+
+    /// Reads the header of the file that is number `index`.
+    fn read(&mut self, bytes: &[u8], index: usize) -> Result<ContainerKind, CheckpointError> {
+        if bytes.starts_with(zip::LOCAL) || bytes.starts_with(zip::END) {
+            self.torch_zip(bytes, index)?;
+            return Ok(ContainerKind::TorchZip);
+        }
+        if let Some(magic) = legacy::magic(bytes) {
+            let file = legacy::read(bytes, magic)?;
+            self.pickled(&file.arena, file.root, index, &Storages::Keyed(&file.storages))?;
+            if file.end < bytes.len() {
+                self.warnings.push(format!("{} bytes follow the last storage", bytes.len() - file.end));
+            }
+            return Ok(ContainerKind::TorchLegacy);
+        }
+        if safetensors::is_safetensors(bytes) {
+            self.checkpoint.tensors.extend(safetensors::read(bytes, index)?);
+            return Ok(ContainerKind::Safetensors);
+        }
+        if tar::is_tar(bytes) {
+            let file = tar::read(bytes, index)?;
+            self.pickled(&file.arena, file.root, index, &Storages::Tensors(&file.tensors))?;
+            return Ok(ContainerKind::TorchTar);
+        }
+        Err(unrecognised(bytes))
+    }
+
+    fn torch_zip(&mut self, bytes: &[u8], index: usize) -> Result<(), CheckpointError> {
+        let archive = zip::Archive::read(bytes)?;
+        let zip = |reason: &str| CheckpointError::Zip { reason: reason.to_owned() };
+        let mut pickles = archive.names().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
+        let Some(name) = pickles.next() else { return Err(zip("it has no data.pkl: not a torch checkpoint")) };
+        if pickles.next().is_some() {
+            return Err(zip("it has more than one data.pkl"));
+        }
+        let folder = name.strip_suffix("data.pkl").unwrap_or_default();
+        if archive.get(&format!("{folder}constants.pkl")).is_some() {
+            return Err(CheckpointError::TorchScript);
+        }
+        match archive.get(&format!("{folder}byteorder")).map(|range| &bytes[range]) {
+            None | Some(b"little") => {}
+            Some(b"big") => return Err(CheckpointError::BigEndian),
+            Some(_) => return Err(zip("its byte order is neither `little` nor `big`")),
+        }
+        let mut arena = Arena::default();
+        let (root, _) = pickle::read(&mut arena, archive.checked(name, bytes)?)?;
+        let storages = archive.below(&format!("{folder}data/"));
+        self.pickled(&arena, root, index, &Storages::Keyed(&storages))
+    }
+
+    /// Takes over what a pickled object holds.
+    fn pickled(
+        &mut self,
+        arena: &Arena,
+        root: Id,
+        index: usize,
+        storages: &Storages<'_>,
+    ) -> Result<(), CheckpointError> {
+        let found = torch::all_globals(arena);
+        let walked = torch::walk(arena, root, index, storages).map_err(|error| {
+            // What should not be there says more than what it broke.
+            let names: Vec<String> =
+                found.keys().filter(|name| !globals::is_known(name)).map(|name| (*name).to_owned()).collect();
+            if names.is_empty() { error } else { CheckpointError::UnknownGlobals { names } }
+        })?;
+        let known: HashMap<String, usize> =
+            self.globals.iter().enumerate().map(|(at, global)| (global.name.clone(), at)).collect();
+        for (name, count) in found {
+            match known.get(name) {
+                Some(&at) => self.globals[at].count += count,
+                None => {
+                    self.globals.push(GlobalUse { name: name.to_owned(), count, known: globals::is_known(name) });
+                }
             }
         }
         self.protocol = self.protocol.max(Some(arena.protocol));
         self.checkpoint.tensors.extend(walked.tensors);
         self.leaves.extend(walked.leaves.into_iter().map(|(path, value)| Leaf { path, value }));
+        Ok(())
+    }
+
+    /// Refuses two tensors at one path: which of them is meant?
+    fn once(&self) -> Result<(), CheckpointError> {
+        let mut seen = HashSet::with_capacity(self.checkpoint.tensors.len());
+        match self.checkpoint.tensors.iter().find(|tensor| !seen.insert(&tensor.path)) {
+            Some(twice) => Err(CheckpointError::tensor(&twice.path, "it is there twice")),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells of tensors that share memory: they are listed, and converted, as if each had its own.
+    fn shared(&mut self) {
+        let mut places: Vec<(usize, usize, &TensorEntry)> = Vec::new();
+        for tensor in &self.checkpoint.tensors {
+            if !tensor.place.storage.is_empty() {
+                places.push((tensor.place.source, tensor.place.storage.start + tensor.place.offset, tensor));
+            }
+        }
+        places.sort_by_key(|&(source, start, _)| (source, start));
+        let same = places.windows(2).filter(|pair| (pair[0].0, pair[0].1) == (pair[1].0, pair[1].1));
+        let tell = |pair: &[(usize, usize, &TensorEntry)]| {
+            let [one, other] = [0, 1].map(|at| shown(&pair[at].2.path.join(".")));
+            format!("`{one}` and `{other}` start at the same byte: shared memory, listed twice")
+        };
+        let told: Vec<String> = same.take(MAX_TOLD).map(tell).collect();
+        self.warnings.extend(told);
     }
 }
 
-/// Tells of tensors that share memory: they are listed, and converted, as if each had its own.
-fn shared(survey: &mut Survey) {
-    let mut places: Vec<(usize, usize, &TensorEntry)> = Vec::new();
-    for tensor in &survey.checkpoint.tensors {
-        if !tensor.place.storage.is_empty() {
-            places.push((tensor.place.source, tensor.place.storage.start + tensor.place.offset, tensor));
-        }
-    }
-    places.sort_by_key(|&(source, start, _)| (source, start));
-    let mut told = Vec::new();
-    for pair in places.windows(2) {
-        if (pair[0].0, pair[0].1) == (pair[1].0, pair[1].1) && told.len() < 16 {
-            told.push(format!("`{}` and `{}` are the same memory", pair[0].2.path.join("."), pair[1].2.path.join(".")));
-        }
-    }
-    survey.warnings.extend(told);
+fn unrecognised(bytes: &[u8]) -> CheckpointError {
+    let start =
+        |prefix: &[u8]| bytes[..bytes.len().min(64)].trim_ascii_start().to_ascii_lowercase().starts_with(prefix);
+    let looks = match bytes {
+        [0x1f, 0x8b, ..] => Some("a gzip archive: unpack it first"),
+        [0x80, 0..=5, ..] => Some("a pickle that torch.save did not write"),
+        _ if start(b"version https://git-lfs") => Some("a git-lfs pointer: run `git lfs pull`"),
+        _ if start(b"<!doctype html") || start(b"<html") => Some("a web page: the download was refused"),
+        _ => None,
+    };
+    let start = bytes.iter().take(16).map(|byte| byte.escape_ascii().to_string()).collect();
+    CheckpointError::Unrecognised { looks, start }
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::error::shown;
 use super::pickle::{self, Arena, Id, Node};
 use super::place::Place;
 use super::{CheckpointError, globals};
@@ -39,10 +40,11 @@ fn members(bytes: &[u8]) -> Result<HashMap<String, Range<usize>>, CheckpointErro
         let start = usize::try_from(entry.raw_file_position()).map_err(bad)?;
         let size = usize::try_from(entry.size()).map_err(bad)?;
         let end = start.checked_add(size).filter(|&end| end <= bytes.len());
-        let end = end.ok_or_else(|| CheckpointError::Truncated { what: format!("member `{name}`") })?;
-        if out.insert(name.clone(), start..end).is_some() {
-            return Err(bad(format!("member `{name}` is there twice")));
+        let end = end.ok_or_else(|| CheckpointError::Truncated { what: format!("member `{}`", shown(&name)) })?;
+        if out.contains_key(&name) {
+            return Err(bad(format!("member `{}` is there twice", shown(&name))));
         }
+        out.insert(name, start..end);
     }
     Ok(out)
 }
@@ -81,18 +83,23 @@ impl<'a> Member<'a> {
         Ok(range)
     }
 
-    /// A non-negative 64-bit number.
-    fn size(&mut self) -> Result<usize, CheckpointError> {
+    fn word(&mut self) -> Result<u64, CheckpointError> {
         let at = self.at;
         self.skip(8)?;
         let bytes: [u8; 8] = self.bytes[at..at + 8].try_into().map_err(bad)?;
-        usize::try_from(i64::from_le_bytes(bytes)).map_err(|_| bad(format!("a negative size in `{}`", self.name)))
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// A non-negative 64-bit number.
+    fn size(&mut self) -> Result<usize, CheckpointError> {
+        let size = i64::try_from(self.word()?).ok().and_then(|size| usize::try_from(size).ok());
+        size.ok_or_else(|| bad(format!("a negative size in `{}`", self.name)))
     }
 }
 
 fn key(arena: &Arena, id: Id) -> Result<String, CheckpointError> {
     match arena.get(id) {
-        Node::Str(text) => Ok(text.clone()),
+        Node::Str(text) => Ok(text.to_string()),
         Node::Int(number) => Ok(number.to_string()),
         _ => Err(bad("a key is neither text nor a number")),
     }
@@ -111,8 +118,9 @@ pub(super) fn read(bytes: &[u8], source: usize) -> Result<Tar, CheckpointError> 
         let Some(&[name, _, class]) = arena.sequence(id) else { return Err(bad("a storage has no description")) };
         let name = key(&arena, name)?;
         let class = arena.global(class).unwrap_or_default();
-        let dtype = globals::storage(class).flatten();
-        let dtype = dtype.ok_or_else(|| bad(format!("storage `{name}` is `{class}`, which is not supported")))?;
+        let dtype = globals::storage(class).and_then(|(_, dtype)| dtype);
+        let dtype = dtype
+            .ok_or_else(|| bad(format!("storage `{}` is `{}`, which is not supported", shown(&name), shown(class))))?;
         let len = member.size()?.checked_mul(dtype.bitsize() / 8).ok_or_else(|| bad("a storage's size overflows"))?;
         storages.insert(name, (dtype, member.skip(len)?));
     }
@@ -137,18 +145,18 @@ pub(super) fn read(bytes: &[u8], source: usize) -> Result<Tar, CheckpointError> 
         let Some(&[name, storage, _]) = arena.sequence(id) else { return Err(bad("a tensor has no description")) };
         let name = key(&arena, name)?;
         let found = storages.get(&key(&arena, storage)?).cloned();
-        let (dtype, storage) = found.ok_or_else(|| bad(format!("tensor `{name}` has no storage")))?;
+        let (dtype, storage) = found.ok_or_else(|| bad(format!("tensor `{}` has no storage", shown(&name))))?;
         // The rank is a 32-bit number padded to 64.
-        let rank = member.size()? & 0xffff_ffff;
+        let rank = member.word()? & 0xffff_ffff;
         if rank > 32 {
-            return Err(bad(format!("tensor `{name}` has {rank} axes")));
+            return Err(bad(format!("tensor `{}` has {rank} axes", shown(&name))));
         }
         let shape = (0..rank).map(|_| member.size()).collect::<Result<Vec<_>, _>>()?;
         let strides = (0..rank).map(|_| member.size()).collect::<Result<Vec<_>, _>>()?;
         let element = dtype.bitsize() / 8;
         let offset = member.size()?.checked_mul(element).ok_or_else(|| bad("a tensor's offset overflows"))?;
-        let place = Place { source, storage, offset, strides, element };
-        place.check(&shape).map_err(|reason| bad(format!("tensor `{name}`: {reason}")))?;
+        let place = Place::strided(source, storage, offset, &shape, strides, element);
+        let place = place.map_err(|reason| bad(format!("tensor `{}`: {reason}", shown(&name))))?;
         tensors.insert(name, (dtype, shape, place));
     }
 

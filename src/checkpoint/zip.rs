@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::CheckpointError;
+use super::error::shown;
 
-const END: &[u8] = b"PK\x05\x06";
+pub(super) const END: &[u8] = b"PK\x05\x06";
 const END64: &[u8] = b"PK\x06\x06";
 const LOCATOR64: &[u8] = b"PK\x06\x07";
 const CENTRAL: &[u8] = b"PK\x01\x02";
@@ -17,8 +18,14 @@ pub(super) const LOCAL: &[u8] = b"PK\x03\x04";
 /// Entries by name, as byte ranges of the archive.
 #[derive(Debug)]
 pub(super) struct Archive {
-    entries: HashMap<String, Range<usize>>,
-    order: Vec<String>,
+    entries: HashMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    data: Range<usize>,
+    /// CRC-32 of the data; 0 where the writer left it out, as torch can be told to.
+    checksum: u32,
 }
 
 fn bad(what: impl std::fmt::Display) -> CheckpointError {
@@ -81,17 +88,20 @@ impl Archive {
             return Err(bad(format!("its directory of {size} bytes cannot hold {count} entries")));
         }
         let directory = &bytes[start..start + size];
-        let mut archive = Self { entries: HashMap::new(), order: Vec::new() };
+        let mut archive = Self { entries: HashMap::new() };
         let mut used: Vec<(usize, usize)> = Vec::new();
         let mut at = 0;
         for _ in 0..count {
-            let (name, whole, data, next) = entry(bytes, start, directory, at)?;
-            used.push((whole, data.end));
-            if archive.entries.insert(name.clone(), data).is_some() {
-                return Err(bad(format!("entry `{name}` is there twice")));
+            let (name, whole, entry, next) = entry(bytes, start, directory, at)?;
+            used.push((whole, entry.data.end));
+            if archive.entries.contains_key(&name) {
+                return Err(bad(format!("entry `{}` is there twice", shown(&name))));
             }
-            archive.order.push(name);
+            archive.entries.insert(name, entry);
             at = next;
+        }
+        if at != size {
+            return Err(bad(format!("its directory of {size} bytes says it ends after {at}")));
         }
         used.sort_unstable();
         if used.windows(2).any(|pair| pair[0].1 > pair[1].0) {
@@ -102,28 +112,54 @@ impl Archive {
 
     /// Byte range of an entry.
     pub(super) fn get(&self, name: &str) -> Option<Range<usize>> {
-        self.entries.get(name).cloned()
+        Some(self.entries.get(name)?.data.clone())
     }
 
-    /// Names in directory order.
-    pub(super) fn names(&self) -> &[String] {
-        &self.order
+    /// Names, in no order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The entries below `folder`, by the rest of their names.
+    pub(super) fn below(&self, folder: &str) -> HashMap<String, Range<usize>> {
+        let below = |(name, entry): (&String, &Entry)| {
+            name.strip_prefix(folder).map(|rest| (rest.to_owned(), entry.data.clone()))
+        };
+        self.entries.iter().filter_map(below).collect()
+    }
+
+    /// An entry's bytes, compared with their checksum: for small ones, on which everything else rests.
+    pub(super) fn checked<'a>(&self, name: &str, bytes: &'a [u8]) -> Result<&'a [u8], CheckpointError> {
+        let entry = self.entries.get(name).ok_or_else(|| bad(format!("it has no entry `{}`", shown(name))))?;
+        let data = &bytes[entry.data.clone()];
+        // A fuzzer would spend its life on checksums.
+        if !cfg!(fuzzing) && entry.checksum != 0 && crc32(data) != entry.checksum {
+            return Err(bad(format!("entry `{}` is damaged: its checksum differs", shown(name))));
+        }
+        Ok(data)
     }
 }
 
-/// One directory entry: name, start of its local header, byte range of its data, position of the next entry.
+/// CRC-32 as zip, PNG and Ethernet have it, a bit at a time.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
+}
+
+/// One directory entry: name, start of its local header, the entry, position of the next one.
 fn entry(
     bytes: &[u8],
     limit: usize,
     directory: &[u8],
     at: usize,
-) -> Result<(String, usize, Range<usize>, usize), CheckpointError> {
+) -> Result<(String, usize, Entry, usize), CheckpointError> {
     let cut = || bad("its directory is truncated");
     if at.checked_add(4).and_then(|end| directory.get(at..end)) != Some(CENTRAL) {
         return Err(bad("its directory is damaged"));
     }
     let flags = u16_at(directory, at + 8).ok_or_else(cut)?;
     let method = u16_at(directory, at + 10).ok_or_else(cut)?;
+    let checksum = u32_at(directory, at + 16).and_then(|crc| u32::try_from(crc).ok()).ok_or_else(cut)?;
     let mut packed = u32_at(directory, at + 20).ok_or_else(cut)?;
     let mut size = u32_at(directory, at + 24).ok_or_else(cut)?;
     let name_len = u16_at(directory, at + 28).ok_or_else(cut)?;
@@ -134,16 +170,18 @@ fn entry(
     let extra = directory.get(at + 46 + name_len..at + 46 + name_len + extra_len).ok_or_else(cut)?;
     let name = std::str::from_utf8(name).map_err(|_| bad("an entry's name is not text"))?.to_owned();
 
+    // For errors.
+    let seen = shown(&name);
     let hostile = name.starts_with('/') || name.contains('\\') || name.contains('\0');
     if hostile || name.split('/').any(|part| part == "..") || name.get(1..2) == Some(":") {
-        return Err(bad(format!("entry `{name}` has a name that leaves the archive")));
+        return Err(bad(format!("entry `{seen}` has a name that leaves the archive")));
     }
     if flags & 1 != 0 {
-        return Err(bad(format!("entry `{name}` is encrypted")));
+        return Err(bad(format!("entry `{seen}` is encrypted")));
     }
     if method != 0 {
         return Err(bad(format!(
-            "entry `{name}` is compressed (method {method}); torch stores entries as they are\n\
+            "entry `{seen}` is compressed (method {method}); torch stores entries as they are\n\
              hint: unpack it and pack it again with `zip -0`, or torch.load and torch.save it"
         )));
     }
@@ -151,13 +189,13 @@ fn entry(
     let mut field = zip64(extra);
     for value in [&mut size, &mut packed, &mut header] {
         if *value == 0xffff_ffff {
-            *value = field.next().ok_or_else(|| bad(format!("entry `{name}` lacks its zip64 sizes")))?;
+            *value = field.next().ok_or_else(|| bad(format!("entry `{seen}` lacks its zip64 sizes")))?;
         }
     }
     if packed != size {
-        return Err(bad(format!("entry `{name}` is stored, yet {size} bytes take {packed}")));
+        return Err(bad(format!("entry `{seen}` is stored, yet {size} bytes take {packed}")));
     }
-    let outside = || bad(format!("entry `{name}` lies outside the file: the file is truncated or damaged"));
+    let outside = || bad(format!("entry `{seen}` lies outside the file: the file is truncated or damaged"));
     let header = usize::try_from(header).map_err(|_| outside())?;
     let size = usize::try_from(size).map_err(|_| outside())?;
     if header.checked_add(30).is_none_or(|end| end > limit) || &bytes[header..header + 4] != LOCAL {
@@ -168,9 +206,9 @@ fn entry(
     let data = header + 30 + local_name + local_extra;
     let end = data.checked_add(size).filter(|&end| end <= limit).ok_or_else(outside)?;
     if bytes[header + 30..(header + 30 + local_name).min(limit)] != *name.as_bytes() {
-        return Err(bad(format!("entry `{name}` has another name in its own header")));
+        return Err(bad(format!("entry `{seen}` has another name in its own header")));
     }
-    Ok((name, header, data..end, at + 46 + name_len + extra_len + comment_len))
+    Ok((name, header, Entry { data: data..end, checksum }, at + 46 + name_len + extra_len + comment_len))
 }
 
 /// The 64-bit fields of a zip64 extra block.

@@ -1,107 +1,20 @@
-//! Just enough of a pickle machine to read checkpoints, protocols 0 to 5: opcodes build inert nodes, nothing is imported
-//! and nothing is called.
-//!
-//! Nodes live in one arena and refer to each other by index, so sharing costs nothing, a value that contains itself is
-//! representable, and dropping never recurses. Work and memory are bounded by the length of the pickle: every opcode
-//! makes at most one node, and every length is checked against the bytes that are left.
+//! The machine: a stack, a memo, and one arm for each opcode.
 
-use super::CheckpointError;
+use std::collections::HashMap;
 
-/// Index of a node.
-pub(super) type Id = u32;
+use super::{Arena, Id, Node, Object, text};
+use crate::checkpoint::CheckpointError;
 
-/// An inert value.
-#[derive(Debug, Clone)]
-pub(super) enum Node {
-    None,
-    Bool(bool),
-    Int(i64),
-    /// An integer beyond 64 bits, as its number of bytes.
-    Big(usize),
-    Float(f64),
-    Str(String),
-    Bytes(Vec<u8>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    Set(Vec<Id>),
-    /// `module.name`, not imported.
-    Global(String),
-    /// What calling `function` would have made; `state` is BUILD's argument.
-    Object {
-        function: Id,
-        args: Id,
-        state: Option<Id>,
-        items: Vec<(Id, Id)>,
-        list: Vec<Id>,
-    },
-    /// A reference the surrounding container resolves (a storage).
-    Persistent(Id),
-}
-
-/// The nodes of one or more pickles.
-#[derive(Debug, Default)]
-pub(super) struct Arena {
-    nodes: Vec<Node>,
-    /// Highest protocol seen.
-    pub(super) protocol: u8,
-}
-
-impl Arena {
-    pub(super) fn get(&self, id: Id) -> &Node {
-        // Ids are only made by `push`, and nodes are never removed.
-        &self.nodes[id as usize]
-    }
-
-    pub(super) fn push(&mut self, node: Node) -> Id {
-        self.nodes.push(node);
-        (self.nodes.len() - 1) as Id
-    }
-
-    /// All nodes.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.iter()
-    }
-
-    /// The text of a string node.
-    pub(super) fn str(&self, id: Id) -> Option<&str> {
-        match self.get(id) {
-            Node::Str(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// A non-negative integer that fits the machine.
-    pub(super) fn size(&self, id: Id) -> Option<usize> {
-        match self.get(id) {
-            Node::Int(value) => usize::try_from(*value).ok(),
-            _ => None,
-        }
-    }
-
-    /// The items of a tuple or list.
-    pub(super) fn sequence(&self, id: Id) -> Option<&[Id]> {
-        match self.get(id) {
-            Node::List(items) | Node::Tuple(items) => Some(items),
-            _ => None,
-        }
-    }
-
-    /// `module.name` of a global.
-    pub(super) fn global(&self, id: Id) -> Option<&str> {
-        match self.get(id) {
-            Node::Global(name) => Some(name),
-            _ => None,
-        }
-    }
-}
+/// Bounds on what one container's pickles may build. A real checkpoint has some ten thousand values and some tens of
+/// names; a pickle of nothing but one-byte opcodes would take 30 times its size in memory.
+const MAX_NODES: usize = 1 << 22;
+const MAX_GLOBALS: usize = 1 << 16;
+/// A name is copied into its node, and two opcodes of a byte or two can name what has been read before.
+const MAX_NAME: usize = 256;
 
 /// Reads the pickle at the start of `bytes`; returns its root and how many bytes it took.
-pub(super) fn read(arena: &mut Arena, bytes: &[u8]) -> Result<(Id, usize), CheckpointError> {
-    if arena.nodes.len() + bytes.len() > u32::MAX as usize {
-        return Err(CheckpointError::pickle("it is larger than 4 GiB"));
-    }
-    let mut machine = Machine { arena, bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: Vec::new() };
+pub(in crate::checkpoint) fn read(arena: &mut Arena, bytes: &[u8]) -> Result<(Id, usize)> {
+    let mut machine = Machine { arena, bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
     let root = machine.run()?;
     Ok((root, machine.at))
 }
@@ -112,7 +25,8 @@ struct Machine<'a> {
     at: usize,
     stack: Vec<Id>,
     marks: Vec<usize>,
-    memo: Vec<Option<Id>>,
+    /// A map and not a list, so that a high number costs no memory.
+    memo: HashMap<usize, Id>,
 }
 
 type Result<T, E = CheckpointError> = std::result::Result<T, E>;
@@ -148,23 +62,27 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn line(&mut self) -> Result<&'a str> {
+    fn line(&mut self) -> Result<&'a [u8]> {
         let bytes = self.bytes;
         let rest = &bytes[self.at..];
         let Some(len) = rest.iter().position(|&byte| byte == b'\n') else {
             return self.fail("a line without an end");
         };
         self.at += len + 1;
-        match std::str::from_utf8(&rest[..len]) {
-            Ok(text) => Ok(text.trim_end_matches('\r')),
+        let line = &rest[..len];
+        Ok(line.strip_suffix(b"\r").unwrap_or(line))
+    }
+
+    fn text_line(&mut self) -> Result<&'a str> {
+        match std::str::from_utf8(self.line()?) {
+            Ok(text) => Ok(text),
             Err(_) => self.fail("a line that is not text"),
         }
     }
 
-    fn text(&mut self, len: usize) -> Result<String> {
-        let text = std::str::from_utf8(self.take(len)?).map(str::to_owned);
-        match text {
-            Ok(text) => Ok(text),
+    fn text(&mut self, len: usize) -> Result<Box<str>> {
+        match std::str::from_utf8(self.take(len)?) {
+            Ok(text) => Ok(text.into()),
             Err(_) => self.fail("a string that is not UTF-8"),
         }
     }
@@ -174,30 +92,33 @@ impl<'a> Machine<'a> {
         self.stack.push(id);
     }
 
+    /// What lies below the innermost mark belongs to an outer object under construction.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
     fn pop(&mut self) -> Result<Id> {
-        // What lies below the innermost mark belongs to an outer object under construction.
-        let floor = self.marks.last().copied().unwrap_or(0);
-        match self.stack.len() > floor {
-            true => Ok(self.stack.split_off(self.stack.len() - 1)[0]),
+        match self.stack.len() > self.floor() {
+            true => self.stack.pop().map_or_else(|| self.fail("an empty stack"), Ok),
             false => self.fail("it takes a value from an empty stack"),
         }
     }
 
     fn top(&self) -> Result<Id> {
         match self.stack.last() {
-            Some(&id) => Ok(id),
-            None => self.fail("it needs a value and the stack is empty"),
+            Some(&id) if self.stack.len() > self.floor() => Ok(id),
+            _ => self.fail("it needs a value and the stack is empty"),
         }
     }
 
     fn marked(&mut self) -> Result<Vec<Id>> {
-        let Some(mark) = self.marks.pop().filter(|&mark| mark <= self.stack.len()) else {
-            return self.fail("it needs a mark and there is none");
-        };
-        Ok(self.stack.split_off(mark))
+        match self.marks.pop() {
+            Some(mark) => Ok(self.stack.split_off(mark)),
+            None => self.fail("it needs a mark and there is none"),
+        }
     }
 
-    fn pairs(&mut self, items: Vec<Id>) -> Result<Vec<(Id, Id)>> {
+    fn pairs(&mut self, items: &[Id]) -> Result<Vec<(Id, Id)>> {
         match items.as_chunks::<2>() {
             (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
             _ => self.fail("a dictionary with a key and no value"),
@@ -205,20 +126,14 @@ impl<'a> Machine<'a> {
     }
 
     fn remember(&mut self, index: usize) -> Result<()> {
-        // Pickles number their memo from 0 upwards, one entry an opcode; a higher number is an attempt on memory.
-        if index > self.bytes.len() {
-            return self.fail(format!("memo entry {index} in a pickle of {} bytes", self.bytes.len()));
-        }
-        if self.memo.len() <= index {
-            self.memo.resize(index + 1, None);
-        }
-        self.memo[index] = Some(self.top()?);
+        let id = self.top()?;
+        self.memo.insert(index, id);
         Ok(())
     }
 
     fn recall(&mut self, index: usize) -> Result<()> {
-        match self.memo.get(index).copied().flatten() {
-            Some(id) => {
+        match self.memo.get(&index) {
+            Some(&id) => {
                 self.stack.push(id);
                 Ok(())
             }
@@ -227,8 +142,7 @@ impl<'a> Machine<'a> {
     }
 
     fn number<T: std::str::FromStr>(&mut self) -> Result<T> {
-        let parsed = self.line()?.trim().trim_end_matches('L').parse();
-        match parsed {
+        match self.text_line()?.trim().parse() {
             Ok(number) => Ok(number),
             Err(_) => self.fail("a number that is none"),
         }
@@ -251,73 +165,63 @@ impl<'a> Machine<'a> {
     }
 
     fn call(&mut self, function: Id, args: Id) {
-        let node = match self.arena.global(function) {
-            Some("collections.OrderedDict" | "collections.defaultdict" | "builtins.dict" | "__builtin__.dict") => {
-                Node::Dict(self.entries(args))
-            }
-            Some("builtins.set" | "builtins.frozenset" | "__builtin__.set" | "__builtin__.frozenset") => {
-                let items = self.arena.sequence(args).and_then(|args| self.arena.sequence(*args.first()?));
-                Node::Set(items.map(<[Id]>::to_vec).unwrap_or_default())
-            }
-            _ => Node::Object { function, args, state: None, items: Vec::new(), list: Vec::new() },
-        };
-        self.push(node);
+        let object = Object { function, args, state: None, items: Vec::new(), list: Vec::new() };
+        self.push(Node::Object(Box::new(object)));
     }
 
-    /// `OrderedDict([(key, value), …])`, as Python 2 wrote it.
-    fn entries(&self, args: Id) -> Vec<(Id, Id)> {
-        let list = self.arena.sequence(args).and_then(|args| self.arena.sequence(*args.last()?));
-        let pair = |&item: &Id| match self.arena.sequence(item) {
-            Some(&[key, value]) => Some((key, value)),
-            _ => None,
-        };
-        list.map(|list| list.iter().filter_map(pair).collect()).unwrap_or_default()
-    }
-
-    fn append(&mut self, target: Id, new: Vec<Id>) -> Result<()> {
-        match &mut self.arena.nodes[target as usize] {
-            Node::List(items) | Node::Set(items) | Node::Object { list: items, .. } => {
-                items.extend(new);
-                Ok(())
-            }
-            _ => self.fail("it appends to something that is no list"),
+    fn append(&mut self, target: Id, new: &[Id]) -> Result<()> {
+        match self.arena.get_mut(target) {
+            Node::List(items) | Node::Set(items) => items.extend(new),
+            Node::Object(object) => object.list.extend(new),
+            _ => return self.fail("it appends to something that is no list"),
         }
+        Ok(())
     }
 
-    fn insert(&mut self, target: Id, new: Vec<(Id, Id)>) -> Result<()> {
-        match &mut self.arena.nodes[target as usize] {
-            Node::Dict(items) | Node::Object { items, .. } => {
-                items.extend(new);
-                Ok(())
-            }
-            _ => self.fail("it sets a key of something that is no dictionary"),
+    fn insert(&mut self, target: Id, new: &[(Id, Id)]) -> Result<()> {
+        match self.arena.get_mut(target) {
+            Node::Dict(items) => items.extend(new),
+            Node::Object(object) => object.items.extend(new),
+            _ => return self.fail("it sets a key of something that is no dictionary"),
         }
+        Ok(())
     }
 
     fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
         let target = self.top()?;
-        // An OrderedDict's own state (`_metadata`) and a list subclass's say nothing about tensors.
-        if let Node::Object { state: slot, .. } = &mut self.arena.nodes[target as usize] {
-            *slot = Some(state);
+        // Only objects have state; a name that is given some is left a name.
+        if let Node::Object(object) = self.arena.get_mut(target) {
+            object.state = Some(state);
         }
         Ok(())
     }
 
-    fn global(&mut self) -> Result<Id> {
-        let module = self.line()?.to_owned();
-        let name = self.line()?.to_owned();
-        Ok(self.arena.push(Node::Global(format!("{module}.{name}"))))
+    fn global(&mut self, module: &str, name: &str) -> Result<Id> {
+        self.arena.globals += 1;
+        if self.arena.globals > MAX_GLOBALS {
+            return self.fail(format!("it names more than {MAX_GLOBALS} things"));
+        }
+        if module.len() + name.len() > MAX_NAME {
+            return self.fail(format!("a name of {} bytes", module.len() + name.len()));
+        }
+        Ok(self.arena.push(Node::Global(format!("{module}.{name}").into())))
+    }
+
+    fn global_lines(&mut self) -> Result<Id> {
+        let module = self.text_line()?;
+        let name = self.text_line()?;
+        self.global(module, name)
     }
 
     fn run(&mut self) -> Result<Id> {
         loop {
             let [opcode] = self.array()?;
+            if self.arena.nodes.len().max(self.stack.len()).max(self.marks.len()) > MAX_NODES {
+                return self.fail(format!("it holds more than {MAX_NODES} values"));
+            }
             match opcode {
-                b'.' => {
-                    let root = self.pop()?;
-                    return Ok(root);
-                }
+                b'.' => return self.pop(),
                 0x80 => {
                     let [protocol] = self.array()?;
                     if protocol > 5 {
@@ -349,20 +253,17 @@ impl<'a> Machine<'a> {
                 0x88 => self.push(Node::Bool(true)),
                 0x89 => self.push(Node::Bool(false)),
                 b'I' => {
-                    let text = self.line()?.trim().to_owned();
-                    let node = match text.as_str() {
-                        "00" => Node::Bool(false),
-                        "01" => Node::Bool(true),
-                        text => match text.parse() {
-                            Ok(value) => Node::Int(value),
-                            Err(_) => return self.fail("a number that is none"),
-                        },
+                    let node = match self.line()? {
+                        b"00" => Some(Node::Bool(false)),
+                        b"01" => Some(Node::Bool(true)),
+                        line => text::integer(line),
                     };
+                    let Some(node) = node else { return self.fail("a number that is none") };
                     self.push(node);
                 }
                 b'L' => {
-                    let value = self.number()?;
-                    self.push(Node::Int(value));
+                    let Some(node) = text::integer(self.line()?) else { return self.fail("a number that is none") };
+                    self.push(node);
                 }
                 b'F' => {
                     let value = self.number()?;
@@ -392,24 +293,18 @@ impl<'a> Machine<'a> {
                     let value = f64::from_be_bytes(self.array()?);
                     self.push(Node::Float(value));
                 }
-                // Python 2's `str`: text where it is text.
                 b'S' => {
-                    let quoted = self.line()?.trim().to_owned();
-                    let inner = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default().to_owned();
-                    self.push(Node::Str(inner));
+                    let Some(node) = text::quoted(self.line()?) else { return self.fail("a string without quotes") };
+                    self.push(node);
                 }
                 b'T' | b'U' => {
                     let len = if opcode == b'T' { self.length::<4>()? } else { self.length::<1>()? };
-                    let bytes = self.take(len)?;
-                    let node = match std::str::from_utf8(bytes) {
-                        Ok(text) => Node::Str(text.to_owned()),
-                        Err(_) => Node::Bytes(bytes.to_vec()),
-                    };
+                    let node = text::bytes_or_text(self.take(len)?);
                     self.push(node);
                 }
                 b'V' => {
-                    let text = self.line()?.to_owned();
-                    self.push(Node::Str(text));
+                    let Some(text) = text::raw_unicode(self.line()?) else { return self.fail("a damaged string") };
+                    self.push(Node::Str(text.into()));
                 }
                 0x8c | b'X' | 0x8d => {
                     let len = match opcode {
@@ -426,7 +321,7 @@ impl<'a> Machine<'a> {
                         b'B' => self.length::<4>()?,
                         _ => self.length::<8>()?,
                     };
-                    let bytes = self.take(len)?.to_vec();
+                    let bytes = self.take(len)?.into();
                     self.push(Node::Bytes(bytes));
                 }
                 b']' => self.push(Node::List(Vec::new())),
@@ -434,23 +329,22 @@ impl<'a> Machine<'a> {
                     let items = self.marked()?;
                     self.push(Node::List(items));
                 }
-                b')' => self.push(Node::Tuple(Vec::new())),
+                b')' => self.push(Node::Tuple(Box::default())),
                 b't' => {
-                    let items = self.marked()?;
+                    let items = self.marked()?.into();
                     self.push(Node::Tuple(items));
                 }
                 0x85..=0x87 => {
-                    let mut items = Vec::new();
-                    for _ in 0..opcode - 0x84 {
-                        items.push(self.pop()?);
+                    let mut items = vec![0; usize::from(opcode - 0x84)];
+                    for item in items.iter_mut().rev() {
+                        *item = self.pop()?;
                     }
-                    items.reverse();
-                    self.push(Node::Tuple(items));
+                    self.push(Node::Tuple(items.into()));
                 }
                 b'}' => self.push(Node::Dict(Vec::new())),
                 b'd' => {
                     let items = self.marked()?;
-                    let pairs = self.pairs(items)?;
+                    let pairs = self.pairs(&items)?;
                     self.push(Node::Dict(pairs));
                 }
                 0x8f => self.push(Node::Set(Vec::new())),
@@ -461,24 +355,24 @@ impl<'a> Machine<'a> {
                 b'a' => {
                     let item = self.pop()?;
                     let target = self.top()?;
-                    self.append(target, vec![item])?;
+                    self.append(target, &[item])?;
                 }
                 b'e' | 0x90 => {
                     let items = self.marked()?;
                     let target = self.top()?;
-                    self.append(target, items)?;
+                    self.append(target, &items)?;
                 }
                 b's' => {
                     let value = self.pop()?;
                     let key = self.pop()?;
                     let target = self.top()?;
-                    self.insert(target, vec![(key, value)])?;
+                    self.insert(target, &[(key, value)])?;
                 }
                 b'u' => {
                     let items = self.marked()?;
-                    let pairs = self.pairs(items)?;
+                    let pairs = self.pairs(&items)?;
                     let target = self.top()?;
-                    self.insert(target, pairs)?;
+                    self.insert(target, &pairs)?;
                 }
                 b'p' => {
                     let index = self.number()?;
@@ -506,17 +400,18 @@ impl<'a> Machine<'a> {
                     self.recall(index)?;
                 }
                 b'c' => {
-                    let global = self.global()?;
+                    let global = self.global_lines()?;
                     self.stack.push(global);
                 }
                 0x93 => {
                     let name = self.pop()?;
                     let module = self.pop()?;
-                    let (Some(module), Some(name)) = (self.arena.str(module), self.arena.str(name)) else {
-                        return self.fail("a global whose name is no text");
+                    let short = |id| self.arena.str(id).filter(|text| text.len() <= MAX_NAME).map(str::to_owned);
+                    let (Some(module), Some(name)) = (short(module), short(name)) else {
+                        return self.fail("a global whose name is no short text");
                     };
-                    let node = Node::Global(format!("{module}.{name}"));
-                    self.push(node);
+                    let global = self.global(&module, &name)?;
+                    self.stack.push(global);
                 }
                 b'R' | 0x81 => {
                     let args = self.pop()?;
@@ -530,23 +425,22 @@ impl<'a> Machine<'a> {
                     self.call(function, args);
                 }
                 b'i' => {
-                    let function = self.global()?;
-                    let items = self.marked()?;
+                    let function = self.global_lines()?;
+                    let items = self.marked()?.into();
                     let args = self.arena.push(Node::Tuple(items));
                     self.call(function, args);
                 }
                 b'o' => {
-                    let mut items = self.marked()?;
-                    if items.is_empty() {
+                    let items = self.marked()?;
+                    let Some((&function, args)) = items.split_first() else {
                         return self.fail("an object without a class");
-                    }
-                    let function = items.remove(0);
-                    let args = self.arena.push(Node::Tuple(items));
+                    };
+                    let args = self.arena.push(Node::Tuple(args.into()));
                     self.call(function, args);
                 }
                 b'b' => self.build()?,
                 b'P' => {
-                    let text = self.line()?.to_owned();
+                    let text = self.text_line()?.into();
                     let id = self.arena.push(Node::Str(text));
                     self.push(Node::Persistent(id));
                 }
@@ -554,7 +448,7 @@ impl<'a> Machine<'a> {
                     let id = self.pop()?;
                     self.push(Node::Persistent(id));
                 }
-                other => return self.fail(format!("opcode {other:#04x}, which no protocol up to 5 has")),
+                other => return self.fail(format!("opcode {other:#04x}, which no checkpoint has a use for")),
             }
         }
     }
