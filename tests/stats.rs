@@ -16,15 +16,8 @@ fn vit(width: usize, depth: usize, heads: usize, position: &str) -> VitConfig {
     .unwrap()
 }
 
-fn tec(decoder_width: usize) -> TecShape {
-    TecShape {
-        decoder_width,
-        decoder_depth: 2,
-        top_k: Some(15),
-        mask_ratio: 0.75,
-        blocks_per_group: 3,
-        input_adapter: true,
-    }
+fn tec(width: usize) -> TecShape {
+    TecShape::published(width).unwrap()
 }
 
 fn giga(macs: u64) -> String {

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 
 use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Action, Layout, Plan, Progress, Request, Sidecar, Source, emit};
+use crate::convert::{Action, Layout, Plan, Progress, Request, Sidecar, emit};
 
 /// Bring a checkpoint into the common format; or, with --to, a model into another layout
 #[derive(Debug, clap::Args)]
@@ -73,7 +73,8 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     }
     let bar = output.bytes_bar(plan.bytes());
     let mut watch = |progress| watch(&bar, progress);
-    let made = plan.apply(&checkpoint, &Source::file(path), &args.out, args.overwrite, &mut watch);
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let made = plan.apply(&checkpoint, &name, &args.out, args.overwrite, &mut watch);
     bar.finish_and_clear();
     let made = made?;
     if args.json {

@@ -6,6 +6,7 @@
 mod check;
 mod completions;
 mod convert;
+mod demo;
 mod embed;
 mod exit;
 mod export;
@@ -18,6 +19,8 @@ mod register;
 mod registry;
 mod runtimes;
 mod size;
+mod stats;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -55,14 +58,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Inspect(inspect::Args),
-    Export(export::Args),
-    Embed(embed::Args),
-    Convert(convert::Args),
-    Check(check::Args),
     List(list::Args),
     Info(info::Args),
     Register(register::Args),
+    Inspect(inspect::Args),
+    Convert(convert::Args),
+    Verify(verify::Args),
+    Embed(embed::Args),
+    Export(export::Args),
+    Check(check::Args),
+    Stats(stats::Args),
+    Demo(demo::Args),
     Completions(completions::Args),
 }
 
@@ -72,14 +78,17 @@ pub fn main() -> ExitCode {
     let mut output = Output::new(cli.color, cli.quiet);
     interrupt::install();
     let result: Result<Exit> = match cli.verb {
-        Verb::Inspect(args) => inspect::run(&args, &mut output),
-        Verb::Export(args) => export::run(&args, &mut output),
-        Verb::Embed(args) => embed::run(&args, &mut output),
-        Verb::Convert(args) => convert::run(&args, &mut output),
-        Verb::Check(args) => check::run(&args, &mut output),
         Verb::List(args) => list::run(&args, &mut output),
         Verb::Info(args) => info::run(&args, &mut output),
         Verb::Register(args) => register::run(&args, &mut output),
+        Verb::Inspect(args) => inspect::run(&args, &mut output),
+        Verb::Convert(args) => convert::run(&args, &mut output),
+        Verb::Verify(args) => verify::run(&args, &mut output),
+        Verb::Embed(args) => embed::run(&args, &mut output),
+        Verb::Export(args) => export::run(&args, &mut output),
+        Verb::Check(args) => check::run(&args, &mut output),
+        Verb::Stats(args) => stats::run(&args, &mut output),
+        Verb::Demo(args) => demo::run(&args, &mut output),
         Verb::Completions(args) => completions::run(&args, &mut output),
     };
     let exit = match result {

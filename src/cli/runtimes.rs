@@ -27,7 +27,7 @@ pub(super) fn print(report: &CheckReport, output: &mut Output) -> anyhow::Result
         match &check.verdict {
             RuntimeVerdict::CouldNotRun { reason } => {
                 rows.push([runtime, "", "", "", "could not run"].map(str::to_owned).to_vec());
-                notes.push(format!("{runtime} could not run: {reason}"));
+                notes.push(reason.clone());
             }
             RuntimeVerdict::Ran { outputs } => {
                 for checked in outputs {

@@ -41,6 +41,25 @@ pub struct TecShape {
     pub input_adapter: bool,
 }
 
+impl TecShape {
+    /// The shape of the published trainings of a student `width` wide: ViT-B's or ViT-L's.
+    pub fn published(width: usize) -> Option<Self> {
+        let decoder_width = match width {
+            768 => 512,
+            1024 => 768,
+            _ => return None,
+        };
+        Some(Self {
+            decoder_width,
+            decoder_depth: 2,
+            top_k: Some(15),
+            mask_ratio: 0.75,
+            blocks_per_group: 3,
+            input_adapter: true,
+        })
+    }
+}
+
 /// Counts of an encoder run on an image of `image` `[H, W]` pixels, with the head and the encoder adapter it has.
 ///
 /// Nothing is trained in such a pass: `macs_with_grad` is 0. `trainable` is what fine-tuning would move.

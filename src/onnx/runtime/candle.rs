@@ -16,7 +16,7 @@ pub(super) struct CandleOnnx {
 
 impl CandleOnnx {
     pub(super) fn open(path: &Path) -> Result<Self, String> {
-        let model = candle_onnx::read_file(path).map_err(|error| error.to_string())?;
+        let model = candle_onnx::read_file(path).map_err(words)?;
         let graph = model.graph.as_ref().ok_or("the file has no graph")?;
         if graph.initializer.iter().any(|tensor| tensor.data_location == 1) {
             // It would read the absent raw data as an empty buffer.
@@ -28,9 +28,15 @@ impl CandleOnnx {
     }
 }
 
+/// candle's errors quote the whole node and a backtrace; the first clause says what is wrong.
+fn words(error: candle_core::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    line.split(" for op NodeProto").next().unwrap_or_default().chars().take(200).collect()
+}
+
 impl Engine for CandleOnnx {
     fn run(&mut self, images: &Images) -> Result<Vec<Output>, String> {
-        let words = |error: candle_core::Error| error.to_string();
         let input = Tensor::from_slice(&images.values, &images.shape[..], &Device::Cpu).map_err(words)?;
         let mut values =
             candle_onnx::simple_eval(&self.model, HashMap::from([(self.input.clone(), input)])).map_err(words)?;

@@ -1,0 +1,107 @@
+//! `tec-zoo verify`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use super::{exit::Exit, exit::Usage, output::Output, output::Paint, registry};
+use crate::model::{Canonical, ModelFile};
+use crate::verify::{Golden, Options, Origin, Outcome, Report, make_golden, verify};
+
+/// Replay stored activations; on divergence, name the first block and the likely cause
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tec-zoo verify ibot --golden activations.safetensors          numbers the authors' code made
+  tec-zoo verify ibot --record && tec-zoo verify ibot           the model still says what it said
+  tec-zoo verify student --golden g.safetensors --alternative teacher
+
+A record is a .safetensors file with `images` (B, 3, H, W), `block0`, `block1`, … (B, 1+L, C) and `norm`.
+Exit code 3: the numbers do not hold.")]
+pub(super) struct Args {
+    /// A directory in the common format, or a name of the zoo
+    model: String,
+    /// The record to replay; the model directory's own golden.safetensors when left out
+    #[arg(long, value_name = "FILE")]
+    golden: Option<PathBuf>,
+    /// Greatest max |Δ| / max |reference| of a stage; 1e-5 up to 12 blocks when left out
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
+    /// Another model the weights might have been meant to be: replayed when nothing else explains a divergence
+    #[arg(long, value_name = "MODEL")]
+    alternative: Vec<String>,
+    /// Record this tool's own activations in the model directory, for later runs without --golden
+    #[arg(long, conflicts_with_all = ["golden", "tolerance", "alternative", "json"])]
+    record: bool,
+    /// For machines: one object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let model = registry::open(&args.model)?;
+    let own = model.dir().join(ModelFile::Golden.name());
+    if args.record {
+        make_golden(&model, &own)?;
+        output.line(own.display())?;
+        return Ok(Exit::Done);
+    }
+    if args.tolerance.is_some_and(|tolerance| tolerance.is_nan() || tolerance <= 0.0) {
+        return Err(Usage("--tolerance is a positive number".into()).into());
+    }
+    let path = args.golden.as_ref().unwrap_or(&own);
+    if args.golden.is_none() && !path.exists() {
+        bail!(
+            "`{}` carries no activations to replay\nhint: `--golden FILE` replays somebody else's, `--record` stores its own",
+            args.model
+        );
+    }
+    let alternatives = args.alternative.iter().map(|name| Ok((name.clone(), registry::open(name)?)));
+    let options = Options { tolerance: args.tolerance, alternatives: alternatives.collect::<Result<Vec<_>>>()? };
+    let report = replay(&model, &Golden::open(path)?, &options, args.json, output)?;
+    Ok(if report.holds { Exit::Done } else { Exit::NotHeld })
+}
+
+/// Replays and prints.
+pub(super) fn replay(
+    model: &Canonical,
+    golden: &Golden,
+    options: &Options,
+    json: bool,
+    output: &mut Output,
+) -> Result<Report> {
+    let report = verify(model, golden, options)?;
+    if json {
+        output.json(&report)?;
+        return Ok(report);
+    }
+    let rows: Vec<Vec<String>> = report
+        .stages
+        .iter()
+        .map(|stage| {
+            let number = |value: Option<String>| value.unwrap_or_default();
+            vec![
+                stage.stage.to_string(),
+                number(stage.difference.map(|difference| format!("{:.1e}", difference.max_abs))),
+                number(stage.difference.map(|difference| format!("{:.1e}", difference.relative))),
+                number(stage.difference.map(|difference| format!("{:.9}", difference.cosine))),
+                match stage.outcome {
+                    Outcome::Holds => "ok",
+                    Outcome::Diverges => "DIVERGES",
+                    Outcome::Missing => "MISSING",
+                    Outcome::Skipped => "not in this model",
+                }
+                .to_owned(),
+            ]
+        })
+        .collect();
+    output.table(&["STAGE", "MAX |Δ|", "RELATIVE", "COSINE", "VERDICT"], &rows, &[1, 2, 3])?;
+    let verdict = if report.holds { Paint::Good } else { Paint::Bad };
+    let text = output.paint_out(verdict, &report.to_string());
+    output.line(text)?;
+    if report.origin == Origin::Own {
+        output.say(
+            "the record is this tool's own: it proves that nothing changed since, not that the conversion was right",
+        );
+    }
+    Ok(report)
+}
