@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,6 +66,7 @@ pub(super) struct Job<'a> {
 
 struct Board<'a> {
     job: &'a Job<'a>,
+    path: &'a Path,
     file: &'a File,
     journal: &'a File,
     total: u64,
@@ -92,6 +94,7 @@ pub(super) fn download(job: &Job<'_>, part: &mut Part, events: &mut dyn FnMut(Ev
     let workers = job.options.jobs.clamp(1, 64).min(missing);
     let board = Board {
         job,
+        path: &part.path,
         file: &part.file,
         journal: part.journal(),
         total: part.head.total,
@@ -258,11 +261,13 @@ impl Board<'_> {
 
     fn stream(&self, run: &Range<usize>, at: &mut Position, got: &mut u64) -> Result<(), Failure> {
         let local = |error| {
-            Failure::Local(FetchError::Io { action: "write", path: "the partial download".into(), source: error })
+            let missing = self.total.saturating_sub(self.have.load(Ordering::Relaxed));
+            Failure::Local(FetchError::write(self.path, missing)(error))
         };
         let begin = self.chunk * run.start as u64 + at.filled;
         let end = self.chunk * (run.end as u64 - 1) + self.len(run.end - 1);
-        let mut hasher = self.reread(at).map_err(local)?;
+        let unread = |error| Failure::Local(FetchError::io("read", self.path)(error));
+        let mut hasher = self.reread(at).map_err(unread)?;
         let job = self.job;
         let mut reply = job.http.get(job.address, Some((begin, end - 1)), Some(job.validator))?;
         let Some((first, last, total)) = reply.range else {

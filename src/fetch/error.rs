@@ -149,6 +149,16 @@ impl FetchError {
         move |source| Self::Io { action, path: path.display().to_string(), source }
     }
 
+    /// A failed write of a file of which `missing` bytes are still to come.
+    pub(super) fn write(path: &Path, missing: u64) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { path: path.display().to_string(), needed: missing, free: 0 }
+            }
+            _ => Self::io("write", path)(source),
+        }
+    }
+
     /// What sort of failure it is.
     pub fn kind(&self) -> Kind {
         match self {

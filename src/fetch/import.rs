@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::FetchError;
 use super::board::{Hasher, Hashes};
+use super::{FetchError, Options};
 use crate::zoo::{Digest, Manifest, Source};
 
 /// Where to take a model's file from, in place of its sources.
@@ -15,6 +15,18 @@ pub enum Origin {
     File(PathBuf),
     /// An address.
     Url(String),
+}
+
+/// Where other tools may have put a source's file.
+pub(super) fn elsewhere(source: &Source, options: &Options) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = options.torch_hub.iter().map(|hub| hub.join(source.file_name())).collect();
+    if let (Some(cache), Some(repository), Some(file)) = (&options.hugging_face, &source.hub, &source.file) {
+        let snapshots = cache.join(format!("models--{}", repository.replace('/', "--"))).join("snapshots");
+        let revisions = std::fs::read_dir(snapshots).into_iter().flatten().flatten();
+        paths.extend(revisions.map(|revision| revision.path().join(file)));
+    }
+    paths.retain(|path| path.is_file());
+    paths
 }
 
 /// Reads `path`: its hashes (without leaves) and size.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::download::{Wanted, download};
 use super::http::Http;
-use super::import::{Origin, hash_file, recognise};
+use super::import::{Origin, elsewhere, hash_file, recognise};
 use super::lock::nonce;
 use super::pins::Pins;
 use super::retry::Failure;
@@ -70,6 +70,9 @@ pub fn fetch(
             return finish(store, manifest, source, &blob, options, events).map(|dir| fetched(dir, &blob, None));
         }
     }
+    if let Some(there) = from_elsewhere(store, manifest, &candidates, options, events) {
+        return Ok(there);
+    }
     if options.offline {
         return Err(FetchError::Offline { model: manifest.name.clone() });
     }
@@ -95,6 +98,38 @@ pub fn fetch(
         }
     }
     Err(FetchError::Sources { model: manifest.name.clone(), failures })
+}
+
+/// The model from a file that another tool has downloaded, when that is provably one of the sources'. Whatever is wrong
+/// with such a file, the sources remain.
+fn from_elsewhere(
+    store: &Store,
+    manifest: &Manifest,
+    candidates: &[(Wanted, &Source)],
+    options: &Options,
+    events: &mut dyn FnMut(Event),
+) -> Option<Fetched> {
+    for (wanted, source) in candidates {
+        if wanted.hashes.is_empty() && wanted.pinned.is_none() {
+            continue;
+        }
+        for path in elsewhere(source, options) {
+            let sized = |bytes| std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == bytes);
+            if !wanted.bytes.is_none_or(sized) {
+                continue;
+            }
+            let Ok((hashes, bytes)) = hash_file(&path) else { continue };
+            if wanted.check("", &hashes, bytes).is_err() {
+                continue;
+            }
+            events(Event::Source { address: path.display().to_string() });
+            let blob = Blob { sha256: hashes.sha256, path, bytes };
+            if let Ok(dir) = convert(store, manifest, source, &blob, options, events) {
+                return Some(fetched(dir, &blob, None));
+            }
+        }
+    }
+    None
 }
 
 /// Like [`fetch`], from a file or an address the caller names; it must be one of the model's files.

@@ -1,6 +1,7 @@
 //! What a caller can choose, and what it is told while it waits.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of a fetch. The defaults suit a home connection and a cluster alike.
@@ -34,6 +35,11 @@ pub struct Options {
     pub token: Option<Secret>,
     /// Accept plain http from hosts other than this one.
     pub allow_http: bool,
+    /// PyTorch hub's folder of checkpoints (`…/torch/hub/checkpoints`): a file there that has a source's published hash is
+    /// used instead of being downloaded again.
+    pub torch_hub: Option<PathBuf>,
+    /// Hugging Face's cache (`…/huggingface/hub`), used alike.
+    pub hugging_face: Option<PathBuf>,
     /// Keep the downloaded file beside the model, so that damage can be repaired range by range.
     pub keep_source: bool,
     /// Time without a heartbeat after which another process's lock is broken.
@@ -59,6 +65,8 @@ impl Default for Options {
             hub: None,
             token: None,
             allow_http: false,
+            torch_hub: None,
+            hugging_face: None,
             keep_source: false,
             stale_lock: Duration::from_secs(60),
             chunk: 4 << 20,

@@ -37,7 +37,6 @@ pub(super) fn receive(
     options: &Options,
     events: &mut dyn FnMut(Event),
 ) -> Result<(Hashes, u64), Failure> {
-    let local = |error| Failure::Local(FetchError::io("write", path)(error));
     let Reply { encoding, length, body, .. } = reply;
     let total = limits.published.or(length);
     let mut body: Box<dyn Read> = match encoding.as_deref() {
@@ -47,7 +46,7 @@ pub(super) fn receive(
             return Err(Failure::Refused(format!("the server encodes the file as `{other}`, which is not understood")));
         }
     };
-    let mut file = File::create(path).map_err(local)?;
+    let mut file = File::create(path).map_err(|error| Failure::Local(FetchError::io("create", path)(error)))?;
     let (mut whole, mut chunk, mut leaves) = (Hasher::new(md5), Sha256::new(), Vec::<Leaf>::new());
     let mut buffer = vec![0; BUFFER];
     let (mut have, mut filled) = (0_u64, 0_u64);
@@ -63,7 +62,8 @@ pub(super) fn receive(
             return Err(Failure::Refused(format!("the server sends more than {} bytes", limits.most)));
         }
         let bytes = &buffer[..read];
-        file.write_all(bytes).map_err(local)?;
+        let missing = total.unwrap_or(have).saturating_sub(have - read as u64);
+        file.write_all(bytes).map_err(|error| Failure::Local(FetchError::write(path, missing)(error)))?;
         whole.update(bytes);
         chunk.update(bytes);
         filled += read as u64;

@@ -242,6 +242,32 @@ fn mirrors_and_endpoints_take_the_place_of_hosts() {
 }
 
 #[test]
+fn what_other_tools_have_downloaded_is_not_downloaded_again() {
+    let (body, other) = (bytes(MAE), bytes("ibot_checkpoint_teacher.pth"));
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = dir.path().join("models--someone--mae/snapshots/abc");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    let mut hub = source(String::new(), "mae", full(&body));
+    (hub.url, hub.hub, hub.file) = (None, Some("someone/mae".into()), Some(MAE.into()));
+    let offline = Options { offline: true, ..options() };
+    let with_torch = Options { torch_hub: Some(dir.path().into()), ..offline.clone() };
+    let with_hub = Options { hugging_face: Some(dir.path().into()), ..offline };
+    for (options, source, folder) in [
+        (with_torch, source(format!("https://example.invalid/{MAE}"), "mae", full(&body)), dir.path()),
+        (with_hub, hub, snapshot.as_path()),
+    ] {
+        let manifest = manifest("mae-vitb", vec![source]);
+        std::fs::write(folder.join(MAE), &other).unwrap();
+        let error = get(&Home::new(), &manifest, &options).unwrap_err();
+        assert!(matches!(error, FetchError::Offline { .. }), "a wrong file was taken: {error}");
+        std::fs::write(folder.join(MAE), &body).unwrap();
+        let fetched = get(&Home::new(), &manifest, &options).unwrap();
+        assert_eq!(fetched.source_sha256, Some(super::sha256(&body)));
+        std::fs::remove_file(folder.join(MAE)).unwrap();
+    }
+}
+
+#[test]
 fn a_listed_model_is_refused_before_anything_is_asked() {
     let zoo = Zoo::embedded().unwrap();
     let home = Home::new();
