@@ -4,6 +4,7 @@
 mod kill;
 mod model;
 mod random;
+mod remote;
 mod server;
 
 use std::path::Path;

@@ -15,7 +15,7 @@ mod source;
 mod survey;
 mod tar;
 mod torch;
-mod zip;
+pub(crate) mod zip;
 
 use std::borrow::Cow;
 use std::collections::HashSet;

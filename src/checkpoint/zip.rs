@@ -13,7 +13,7 @@ pub(super) const END: &[u8] = b"PK\x05\x06";
 const END64: &[u8] = b"PK\x06\x06";
 const LOCATOR64: &[u8] = b"PK\x06\x07";
 const CENTRAL: &[u8] = b"PK\x01\x02";
-pub(super) const LOCAL: &[u8] = b"PK\x03\x04";
+pub(crate) const LOCAL: &[u8] = b"PK\x03\x04";
 
 /// Entries by name, as byte ranges of the archive.
 #[derive(Debug)]
@@ -146,13 +146,37 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
 }
 
-/// One directory entry: name, start of its local header, the entry, position of the next one.
-fn entry(
-    bytes: &[u8],
-    limit: usize,
-    directory: &[u8],
-    at: usize,
-) -> Result<(String, usize, Entry, usize), CheckpointError> {
+/// What the directory says of an entry.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    /// Where its own header begins.
+    pub(crate) header: usize,
+    pub(crate) size: usize,
+    pub(crate) checksum: u32,
+}
+
+/// Where the directory of `bytes` begins; only the end record is read.
+#[cfg(feature = "fetch")]
+pub(crate) fn directory_start(bytes: &[u8]) -> Result<usize, CheckpointError> {
+    Ok(directory(bytes)?.0)
+}
+
+/// The entries the directory of `bytes` lists; only it and its end record are read.
+#[cfg(feature = "fetch")]
+pub(crate) fn listing(bytes: &[u8]) -> Result<Vec<Listed>, CheckpointError> {
+    let (start, size, count) = directory(bytes)?;
+    let (mut at, mut entries) = (0, Vec::new());
+    for _ in 0..count {
+        let (entry, next) = listed(&bytes[start..start + size], at)?;
+        entries.push(entry);
+        at = next;
+    }
+    Ok(entries)
+}
+
+/// One directory entry, and the position of the next one.
+fn listed(directory: &[u8], at: usize) -> Result<(Listed, usize), CheckpointError> {
     let cut = || bad("its directory is truncated");
     if at.checked_add(4).and_then(|end| directory.get(at..end)) != Some(CENTRAL) {
         return Err(bad("its directory is damaged"));
@@ -195,9 +219,24 @@ fn entry(
     if packed != size {
         return Err(bad(format!("entry `{seen}` is stored, yet {size} bytes take {packed}")));
     }
-    let outside = || bad(format!("entry `{seen}` lies outside the file: the file is truncated or damaged"));
-    let header = usize::try_from(header).map_err(|_| outside())?;
-    let size = usize::try_from(size).map_err(|_| outside())?;
+    let header = usize::try_from(header).map_err(|_| outside(&name))?;
+    let size = usize::try_from(size).map_err(|_| outside(&name))?;
+    Ok((Listed { name, header, size, checksum }, at + 46 + name_len + extra_len + comment_len))
+}
+
+fn outside(name: &str) -> CheckpointError {
+    bad(format!("entry `{}` lies outside the file: the file is truncated or damaged", shown(name)))
+}
+
+/// One directory entry: name, start of its local header, the entry, position of the next one.
+fn entry(
+    bytes: &[u8],
+    limit: usize,
+    directory: &[u8],
+    at: usize,
+) -> Result<(String, usize, Entry, usize), CheckpointError> {
+    let (Listed { name, header, size, checksum }, next) = listed(directory, at)?;
+    let outside = || outside(&name);
     if header.checked_add(30).is_none_or(|end| end > limit) || &bytes[header..header + 4] != LOCAL {
         return Err(outside());
     }
@@ -206,9 +245,9 @@ fn entry(
     let data = header + 30 + local_name + local_extra;
     let end = data.checked_add(size).filter(|&end| end <= limit).ok_or_else(outside)?;
     if bytes[header + 30..(header + 30 + local_name).min(limit)] != *name.as_bytes() {
-        return Err(bad(format!("entry `{seen}` has another name in its own header")));
+        return Err(bad(format!("entry `{}` has another name in its own header", shown(&name))));
     }
-    Ok((name, header, Entry { data: data..end, checksum }, at + 46 + name_len + extra_len + comment_len))
+    Ok((name, header, Entry { data: data..end, checksum }, next))
 }
 
 /// The 64-bit fields of a zip64 extra block.

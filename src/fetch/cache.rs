@@ -1,6 +1,7 @@
 //! What is in the store: listing it, reading it all again, repairing, cleaning up.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -11,6 +12,9 @@ use super::retry::Failure;
 use super::store::State;
 use super::{Blob, Event, FetchError, Options, Store};
 use crate::zoo::{Digest, Zoo};
+
+/// Age at which a temporary file is nobody's.
+const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 
 /// What a thing in the store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -134,7 +138,8 @@ pub fn prune(store: &Store) -> Result<Vec<Entry>, FetchError> {
             // A part and its lock have the same name.
             Sort::Partial => !busy.contains(&entry.name.replace(".part", ".lock")),
             // Whose these are cannot be told.
-            Sort::Source | Sort::Leftover => busy.is_empty(),
+            Sort::Source => busy.is_empty(),
+            Sort::Leftover => busy.is_empty() && is_old(&entry.path),
         };
         if !idle {
             continue;
@@ -150,6 +155,12 @@ pub fn prune(store: &Store) -> Result<Vec<Entry>, FetchError> {
         removed.push(entry);
     }
     Ok(removed)
+}
+
+/// Whether nobody has written to it for a while.
+fn is_old(path: &Path) -> bool {
+    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > LEFTOVER_AGE))
 }
 
 fn remove_file(path: &Path) -> Result<(), FetchError> {

@@ -3,6 +3,7 @@
 //! * [`Store`] is the only code that knows where files live. Files are kept under their sha256; nothing enters under
 //!   that name before it was computed, and nothing leaves without a look at size, time stamp and chunk hashes.
 //! * [`fetch`] brings one model of the catalogue into the store in the common format, trying its sources in turn.
+//! * [`Remote`] reads a torch zip where it is: `inspect` of an address, and [`convert_remote`] of one branch of a large file.
 //! * [`cache`] lists, verifies, repairs and prunes.
 //!
 //! What a server says is not believed: lengths, ranges and names are checked, sizes are bounded, no name from a server
@@ -23,8 +24,10 @@ mod lock;
 mod model;
 mod options;
 mod part;
+mod partial;
 mod pins;
 mod positioned;
+mod remote;
 mod retry;
 mod store;
 mod stream;
@@ -34,4 +37,6 @@ pub use error::{FetchError, Kind};
 pub use import::Origin;
 pub use model::{Fetched, fetch, fetch_file, fetch_from};
 pub use options::{Event, Options, Secret};
+pub use partial::{Partial, convert_remote};
+pub use remote::Remote;
 pub use store::{Blob, Store};
