@@ -128,7 +128,7 @@ pub(super) fn is_known(name: &str) -> bool {
         || storage(name).is_some()
         || dtype(name).is_some()
         // numpy's scalar types (`numpy.float64`, `numpy.dtypes.Float64DType`) are names of data, not of behaviour.
-        || name.strip_prefix("numpy.dtypes.").is_some_and(|rest| rest.ends_with("DType"))
+        || name.strip_prefix("numpy.dtypes.").is_some_and(|rest| rest.ends_with("DType") && !rest.contains('.'))
         || name.strip_prefix("numpy.").is_some_and(is_numpy_scalar)
 }
 

@@ -1,6 +1,7 @@
 //! The bytes of one file: mapped, or already in memory.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
@@ -9,12 +10,17 @@ use memmap2::Mmap;
 use super::CheckpointError;
 
 /// One file's bytes.
-#[derive(Debug)]
 pub(super) enum Source {
     /// A file on disk.
     Mapped { file: File, map: Mmap },
     /// Bytes embedded in the program or handed over by a caller.
     Memory(Cow<'static, [u8]>),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} bytes", self.bytes().len())
+    }
 }
 
 impl Source {

@@ -28,7 +28,7 @@ pub(super) struct Tar {
 }
 
 fn bad(what: impl std::fmt::Display) -> CheckpointError {
-    CheckpointError::Tar { reason: what.to_string() }
+    CheckpointError::Tar { reason: shown(&what.to_string()) }
 }
 
 fn members(bytes: &[u8]) -> Result<HashMap<String, Range<usize>>, CheckpointError> {

@@ -81,10 +81,11 @@ impl Walker<'_> {
         }
     }
 
-    /// `named`: whether only dictionaries were passed on the way here. Recursion is bounded by MAX_DEPTH.
+    /// `named`: whether only dictionaries were passed on the way here. Recursion is bounded by twice MAX_DEPTH.
     fn visit(&mut self, id: Id, path: &mut Vec<String>, named: bool) -> Result<(), CheckpointError> {
         self.spend(1)?;
-        if path.len() > MAX_DEPTH {
+        // What a call wraps around has its path.
+        if path.len() > MAX_DEPTH || self.open.len() > 2 * MAX_DEPTH {
             return Err(CheckpointError::pickle(format!("its values nest deeper than {MAX_DEPTH} levels")));
         }
         if self.open.contains(&id) {
@@ -123,19 +124,22 @@ impl Walker<'_> {
         let args = self.arena.sequence(object.args).unwrap_or_default();
         if globals::is_dict(name) {
             // An OrderedDict's own attributes (`_metadata`) say nothing about tensors.
-            let pairs = args.last().map(|&pairs| self.arena.get(pairs));
-            let pairs = match pairs {
-                Some(Node::Dict(pairs)) => pairs.clone(),
-                Some(Node::List(pairs)) => self.pairs(pairs)?,
-                Some(Node::Tuple(pairs)) => self.pairs(pairs)?,
-                _ => Vec::new(),
-            };
-            self.visit_items(&pairs, path, named)?;
+            if let Some(&from) = args.last() {
+                match self.arena.sequence(from) {
+                    Some(pairs) => {
+                        let pairs = self.pairs(pairs)?;
+                        self.visit_items(&pairs, path, named)?;
+                    }
+                    None if self.arena.is_dict(from) => self.visit(from, path, named)?,
+                    None => {}
+                }
+            }
             return self.visit_items(&object.items, path, named);
         }
         if globals::is_sequence(name) {
-            let items = args.first().and_then(|&items| self.arena.sequence(items)).unwrap_or_default();
-            self.visit_list(items, path, named)?;
+            if let Some(&from) = args.first() {
+                self.visit(from, path, named)?;
+            }
             return self.visit_list(&object.list, path, named);
         }
         self.leaf(path, named, |walker| walker.describe(id));
