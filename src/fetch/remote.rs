@@ -129,18 +129,18 @@ impl<'a> Remote<'a> {
     }
 
     fn read_directory(&mut self) -> Result<(), FetchError> {
-        let tail = self.total.saturating_sub(TAIL)..self.total;
-        self.bring_range(&[tail.clone()])?;
+        let tail = self.total.saturating_sub(TAIL);
+        self.bring_range(tail..self.total)?;
         // Where the directory begins is in the tail, even if the directory is not.
-        let start = self.with_bytes(|bytes| zip::directory_start(bytes))? as u64;
+        let start = self.with_bytes(zip::directory_start)? as u64;
         if self.total - start > MAX_DIRECTORY {
             let reason = format!("its directory is larger than {MAX_DIRECTORY} bytes");
             return Err(FetchError::Source { address: address::shown(&self.address), reason });
         }
-        if start < tail.start {
-            self.bring_range(&[start..tail.start])?;
+        if start < tail {
+            self.bring_range(start..tail)?;
         }
-        let mut listed = self.with_bytes(|bytes| zip::listing(bytes))?;
+        let mut listed = self.with_bytes(zip::listing)?;
         listed.sort_by_key(|entry| entry.header);
         let ends: Vec<usize> = listed.iter().skip(1).map(|next| next.header).chain([start as usize]).collect();
         self.entries = listed.into_iter().zip(ends).map(|(listed, end)| Entry { listed, end, here: false }).collect();
@@ -196,7 +196,7 @@ impl<'a> Remote<'a> {
                 _ => ranges.push(start..end),
             }
         }
-        self.bring_range(&ranges)?;
+        self.bring_ranges(&ranges)?;
         let check = |entry: &Entry| -> std::io::Result<bool> {
             let mut header = [0; LOCAL_HEADER];
             positioned::read_at(self.file.as_file(), &mut header, entry.listed.header as u64)?;
@@ -223,8 +223,12 @@ impl<'a> Remote<'a> {
         Ok(())
     }
 
+    fn bring_range(&mut self, range: Range<u64>) -> Result<(), FetchError> {
+        self.bring_ranges(&[range])
+    }
+
     /// Brings byte ranges to their places, several at once.
-    fn bring_range(&mut self, ranges: &[Range<u64>]) -> Result<(), FetchError> {
+    fn bring_ranges(&mut self, ranges: &[Range<u64>]) -> Result<(), FetchError> {
         let mut pieces = Vec::new();
         for range in ranges {
             let cuts = (range.start..range.end).step_by(PIECE as usize);
