@@ -6,6 +6,7 @@
 //! checked against the bytes that are left, and no opcode copies what another one made.
 
 mod machine;
+mod opcodes;
 mod text;
 
 use super::globals;
