@@ -29,17 +29,19 @@ impl Walker<'_> {
             Node::Global(name) => shown(name),
             Node::Object(object) => {
                 let name = self.arena.global(object.function).unwrap_or("object");
-                self.scalar(name, object.args).unwrap_or_else(|| shown(name))
+                match name.rsplit('.').next() {
+                    Some("_reconstruct" | "_frombuffer") => "numpy.ndarray".into(),
+                    Some("scalar") => self.scalar(object.args).unwrap_or_else(|| shown(name)),
+                    Some("encode") => self.encoded(object.args).unwrap_or_else(|| shown(name)),
+                    _ => shown(name),
+                }
             }
             Node::Persistent(_) => "storage".into(),
         }
     }
 
     /// The value of a numpy scalar, of the types that trainers log.
-    fn scalar(&self, name: &str, args: Id) -> Option<String> {
-        if !matches!(name, "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar") {
-            return None;
-        }
+    fn scalar(&self, args: Id) -> Option<String> {
         let &[dtype, value] = self.arena.sequence(args)? else { return None };
         let Node::Object(dtype) = self.arena.get(dtype) else { return None };
         let code = self.arena.str(*self.arena.sequence(dtype.args)?.first()?)?;
@@ -51,6 +53,12 @@ impl Walker<'_> {
             "i4" => i32::from_le_bytes(bytes.try_into().ok()?).to_string(),
             _ => return None,
         })
+    }
+
+    /// How many bytes protocol 2 wrote as text.
+    fn encoded(&self, args: Id) -> Option<String> {
+        let text = self.arena.str(*self.arena.sequence(args)?.first()?)?;
+        Some(format!("{} bytes", text.chars().count()))
     }
 
     /// Bytes, also as protocol 2 writes them: text that `_codecs.encode` turns into Latin-1.

@@ -99,12 +99,15 @@ impl Walker<'_> {
             Node::Set(items) => self.visit_list(items, path, named)?,
             Node::Object(_) => self.visit_object(id, path, named)?,
             Node::Persistent(key) => {
-                if let Storages::Tensors(tensors) = self.storages {
+                self.spend_key(*key)?;
+                let tensor = match self.storages {
                     // A tar's persistent id is a tensor's number; a storage's number names no tensor.
-                    self.spend_key(*key)?;
-                    if let Some(tensor) = self.key(*key).and_then(|key| tensors.get(&key)).cloned() {
-                        self.found(path, tensor)?;
-                    }
+                    Storages::Tensors(tensors) => self.key(*key).and_then(|key| tensors.get(&key)).cloned(),
+                    Storages::Keyed(_) => None,
+                };
+                match tensor {
+                    Some(tensor) => self.found(path, tensor)?,
+                    None => self.leaf(path, named, |walker| walker.describe(id)),
                 }
             }
             _ => self.leaf(path, named, |walker| walker.describe(id)),
