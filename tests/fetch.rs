@@ -205,6 +205,21 @@ fn a_source_that_never_recovers_ends_in_an_error_that_says_how() {
     }
 }
 
+/// The first worker has nothing left to do when the second gives up.
+#[test]
+fn the_last_chunk_may_fail_alone() {
+    let body = Arc::new(noise(2 * (64 << 10), 15));
+    let served = Arc::clone(&body);
+    let server = Server::start(move |ask| match ask.range {
+        Some((first, _)) if first > 0 => Answer::status(500),
+        _ => Answer::file(ask, &served, "\"l\""),
+    });
+    let home = Home::new();
+    let error = home.get(&server.url("weights.pth"), &full(&body)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Network);
+    home.is_empty();
+}
+
 #[test]
 fn wrong_bytes_are_never_used_and_the_error_shows_both_hashes() {
     let body = Arc::new(noise(SIZE, 4));
@@ -282,6 +297,13 @@ fn servers_without_ranges_or_with_an_encoding_serve_too() {
         let blob = home.get(&server.url("weights.pth"), &full(&body)).unwrap_or_else(|error| panic!("{name}: {error}"));
         home.holds(&blob, &body);
     }
+    // A part is not the whole, even where no hash is known to tell.
+    let server = {
+        let body = body.clone();
+        Server::start(move |_| Answer::whole(&body[..9]).header("Content-Range", "bytes 0-8/1000").into_part())
+    };
+    let error = Home::new().get(&server.url("weights.pth"), &[]).unwrap_err();
+    assert!(error.to_string().contains("asked for the whole file"), "{error}");
     // Nothing tells a whole file from a broken one here.
     let server = Server::start(move |_| Answer { claims: Some(None), ..Answer::whole(&body) });
     let error = Home::new().get(&server.url("weights.pth"), &[]).unwrap_err();

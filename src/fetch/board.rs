@@ -81,6 +81,8 @@ struct State {
     workers: usize,
     verdict: Option<Failure>,
     notes: Vec<Event>,
+    /// The follower has come to its end.
+    followed: bool,
     /// The server asked for peace until then.
     quiet: Option<Instant>,
 }
@@ -105,18 +107,28 @@ pub(super) fn download(job: &Job<'_>, part: &mut Part, events: &mut dyn FnMut(Ev
             workers,
             verdict: None,
             notes: Vec::new(),
+            followed: false,
             quiet: None,
         }),
         changed: Condvar::new(),
     };
     let hashes = std::thread::scope(|scope| {
-        let follower = scope.spawn(|| board.follow());
+        let follower = scope.spawn(|| {
+            let hashes = board.follow();
+            board.lock().followed = true;
+            board.changed.notify_all();
+            hashes
+        });
         for _ in 0..workers {
             scope.spawn(|| board.work());
         }
-        while !follower.is_finished() {
-            let state = board.lock();
-            let (mut state, _) = board.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner);
+        let mut followed = false;
+        while !followed && !follower.is_finished() {
+            let mut state = board.lock();
+            if !state.followed {
+                state = board.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            followed = state.followed;
             let notes = std::mem::take(&mut state.notes);
             drop(state);
             notes.into_iter().for_each(&mut *events);
@@ -230,12 +242,18 @@ impl Board<'_> {
         let quiet = self.lock().quiet;
         quiet.into_iter().for_each(|until| self.pause(until));
         let mut state = self.lock();
-        if state.verdict.is_some() {
-            return None;
-        }
+        let start = loop {
+            if state.verdict.is_some() || state.chunks.iter().all(|chunk| matches!(chunk, Chunk::Done(_))) {
+                return None;
+            }
+            if let Some(start) = state.chunks.iter().position(|chunk| matches!(chunk, Chunk::Missing(_))) {
+                break start;
+            }
+            // All are taken; whoever has them may yet give them back.
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
         let missing = state.chunks.iter().filter(|chunk| matches!(chunk, Chunk::Missing(_))).count();
         let longest = (missing / (2 * state.workers.max(1))).clamp(1, LONGEST_RUN);
-        let start = state.chunks.iter().position(|chunk| matches!(chunk, Chunk::Missing(_)))?;
         let Chunk::Missing(filled) = state.chunks[start] else { return None };
         let mut end = start + 1;
         while end - start < longest && state.chunks.get(end) == Some(&Chunk::Missing(0)) {

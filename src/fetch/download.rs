@@ -264,6 +264,13 @@ impl Download<'_> {
             let reason = "the server does not say how long the file is, and neither size nor hash is published";
             return Err(Failure::Refused(reason.into()));
         }
+        if let Some((first, last, total)) = reply.range
+            && (first, last) != (0, total - 1)
+        {
+            return Err(Failure::transient(format!(
+                "asked for the whole file, the server sent {first}-{last} of {total}"
+            )));
+        }
         self.admit(reply.length, reply.length.or(self.wanted.bytes))?;
         let path = self.store.part_path(self.wanted.sha256().unwrap_or(&self.wanted.address));
         Part::remove(&path).map_err(Failure::Local)?;

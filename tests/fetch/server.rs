@@ -81,6 +81,12 @@ impl Answer {
         self
     }
 
+    /// The same as a 206.
+    pub(crate) fn into_part(mut self) -> Self {
+        self.status = 206;
+        self
+    }
+
     pub(crate) fn fault(mut self, fault: Fault) -> Self {
         self.fault = fault;
         self
