@@ -156,7 +156,7 @@ fn a_list_of_lists_of_lists_that_share_each_other_is_refused() {
         laughs = [&laughs[..], b"0](", &[b'h', level - 1].repeat(10), b"eq", &[level]].concat();
     }
     let message = refused(torch_zip(&pickle(&laughs)));
-    assert!(message.contains("share each other more than"), "{message}");
+    assert!(message.contains("counting shared ones each time"), "{message}");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_long_key_that_is_met_again_and_again_costs_its_length_each_time() {
     let inner = [dict(&[(text(&"k".repeat(1_000_000)), b"N".to_vec())]), b"q\x000".to_vec()].concat();
     let many = [inner, b"](".to_vec(), b"h\0".repeat(1_000_000), b"e".to_vec()].concat();
     let message = refused(torch_zip(&pickle(&many)));
-    assert!(message.contains("share each other more than"), "{message}");
+    assert!(message.contains("counting shared ones each time"), "{message}");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_long_list_handed_to_a_million_dictionaries_is_not_copied_for_each() {
     let list = list(&vec![tuple(&[b"N".to_vec(), b"N".to_vec()]); 10_000]);
     let start = [list, b"\x85q\x000".to_vec(), global("collections", "OrderedDict"), b"q\x010](".to_vec()].concat();
     let message = refused(torch_zip(&pickle(&[start, b"h\x01h\x00R".repeat(500_000), b"e".to_vec()].concat())));
-    assert!(message.contains("share each other more than"), "{message}");
+    assert!(message.contains("counting shared ones each time"), "{message}");
 }
 
 #[test]

@@ -76,7 +76,9 @@ impl Walker<'_> {
     fn spend(&mut self, work: usize) -> Result<(), CheckpointError> {
         self.work += work;
         match self.work > MAX_WORK {
-            true => Err(CheckpointError::pickle(format!("its values share each other more than {MAX_WORK} times"))),
+            true => Err(CheckpointError::pickle(format!(
+                "it holds more than {MAX_WORK} values, counting shared ones each time"
+            ))),
             false => Ok(()),
         }
     }
@@ -119,12 +121,11 @@ impl Walker<'_> {
     fn visit_object(&mut self, id: Id, path: &mut Vec<String>, named: bool) -> Result<(), CheckpointError> {
         let Node::Object(object) = self.arena.get(id) else { return Ok(()) };
         let name = self.arena.global(object.function).unwrap_or_default();
+        let args = self.arena.sequence(object.args).unwrap_or_default();
         if let Some(rebuild) = globals::rebuild(name) {
-            let args = self.arena.sequence(object.args).unwrap_or_default();
             let tensor = self.tensor(rebuild, name, args, 0).map_err(|reason| CheckpointError::tensor(path, reason))?;
             return self.found(path, tensor);
         }
-        let args = self.arena.sequence(object.args).unwrap_or_default();
         if globals::is_dict(name) {
             // An OrderedDict's own attributes (`_metadata`) say nothing about tensors.
             if let Some(&from) = args.last() {
