@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::export::{Adapters, ExportError, ExportOptions, ExportReport, Purpose, export};
 use super::read::{DimInfo, ModelInfo, ReadError};
 use super::runtime::{Images, Output, Runtime, RuntimeOptions, Session};
-use crate::model::Canonical;
+use crate::model::{Canonical, FeatureOutput};
 
 /// Largest |Δ| that passes: sums over 3,072 products in f32, in another order, through twelve blocks, differ by a few
 /// 1e-6 at ViT-B; a wrong operator shows at 1e-3 and more.
@@ -221,6 +221,9 @@ fn expected(info: &ModelInfo, path: &Path, model: &Canonical, images: &Images) -
         Some(&"last_hidden_state") => (Purpose::Tokens, Adapters::Drop),
         Some(&"feature") => (Purpose::Classification, Adapters::Drop),
         Some(&"level0") => (Purpose::Levels(levels(&info.metadata)), Adapters::Drop),
+        Some(_) if names.iter().all(|name| name.parse::<FeatureOutput>().is_ok()) => {
+            (Purpose::Features(names.iter().filter_map(|name| name.parse().ok()).collect()), Adapters::Drop)
+        }
         _ => {
             let reason = format!("its outputs ({}) are not an exported backbone's", names.join(", "));
             return Err(CheckError::Interface { path: path.display().to_string(), reason });

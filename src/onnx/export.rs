@@ -326,12 +326,19 @@ pub(super) fn validate(vit: &VitConfig, purpose: &Purpose, adapters: Adapters) -
     }
     match purpose {
         Purpose::Levels(levels) => check_levels(levels, vit.depth),
-        Purpose::Features(wanted) => wanted
-            .iter()
-            .try_for_each(|output| output.validate(vit))
-            .map_err(|reason| ExportError::unrecordable("features", reason)),
+        Purpose::Features(wanted) => check_features(wanted, vit),
         Purpose::Tokens | Purpose::Classification => Ok(()),
     }
+}
+
+fn check_features(wanted: &[FeatureOutput], vit: &VitConfig) -> Result<(), ExportError> {
+    let twice = |(i, output): (usize, &FeatureOutput)| wanted[..i].contains(output);
+    let checked = match wanted {
+        [] => Err("no output was asked for".to_owned()),
+        wanted if wanted.iter().enumerate().any(twice) => Err("an output was asked for twice".to_owned()),
+        wanted => wanted.iter().try_for_each(|output| output.validate(vit)),
+    };
+    checked.map_err(|reason| ExportError::unrecordable("features", reason))
 }
 
 fn check_levels(levels: &[usize], depth: usize) -> Result<(), ExportError> {

@@ -102,7 +102,11 @@ impl<'a> Record<'a> {
 
     fn name_output(&mut self, name: &str, value: &str, dims: Vec<Dim>) {
         self.graph.rename(value, name);
-        self.relaid.clear();
+        let renamed = |known: String| if known == value { name.to_owned() } else { known };
+        self.relaid = std::mem::take(&mut self.relaid)
+            .into_iter()
+            .map(|((from, flat), to)| ((renamed(from), flat), renamed(to)))
+            .collect();
         self.graph.outputs.push(ValueInfo { name: name.to_owned(), dims });
     }
 

@@ -18,10 +18,9 @@ pub(super) struct Tract {
     plan: Option<([usize; 4], Arc<TypedRunnableModel>)>,
 }
 
-fn words(error: impl std::fmt::Debug) -> String {
-    // The alternate form is one line with every cause.
-    let text = format!("{error:?}");
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+/// The error with its causes, on one line.
+fn words(error: impl std::fmt::Display) -> String {
+    format!("{error:#}")
 }
 
 impl Tract {
