@@ -29,6 +29,7 @@ impl CandleOnnx {
 }
 
 /// candle's errors quote the whole node and a backtrace; the first clause says what is wrong.
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
 fn words(error: candle_core::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
