@@ -280,6 +280,27 @@ fn broken_images_are_named_and_skipped_only_on_request() {
 }
 
 #[test]
+fn fetch_shows_its_plan_and_touches_no_network_when_offline() {
+    let program = Program::new();
+    let plan = program.json(&["fetch", "ibot-vitb", "--dry-run", "--json"]);
+    assert!(plan[0]["address"].as_str().unwrap().ends_with("vitb_16/checkpoint_teacher.pth"));
+    assert!(plan[0]["hashes"].as_str().unwrap().starts_with("sha256:734b9c49"));
+    assert_eq!(program.names(), [] as [&str; 0]);
+    let stderr = program.stderr(4, &["fetch", "ibot-vitb", "--offline"]);
+    assert!(stderr.contains("offline"), "{stderr}");
+    let stderr = program.stderr(1, &["fetch", "dinov2-vitb14", "--offline"]);
+    assert!(stderr.contains("dinov2-vitb14"), "{stderr}");
+}
+
+#[test]
+fn a_file_that_is_not_the_models_is_not_taken_for_it() {
+    let program = Program::new();
+    let stderr = program.stderr(3, &["fetch", "mae-vitb", "--from", &fixture("mae_pretrain_vit_tiny.pth")]);
+    assert!(stderr.contains("mae-vitb"), "{stderr}");
+    assert_eq!(program.stdout(0, &["cache", "ls"]).lines().count(), 1, "only the table's head");
+}
+
+#[test]
 fn an_interrupt_leaves_nothing_and_exits_130() {
     let program = Program::new().with_model();
     let folder = program.dir().join("images");
@@ -322,6 +343,42 @@ fn colour_is_for_terminals_or_on_request() {
     let program = Program::new();
     assert!(!program.stdout(0, &["list"]).contains('\x1b'));
     assert!(program.stdout(0, &["list", "--color", "always"]).contains('\x1b'));
+}
+
+#[test]
+fn stats_reproduce_the_papers_table_8() {
+    let program = Program::new();
+    let stats = program.json(&["stats", "--recipe", "tec-mae-vitb-300ep", "--json"]);
+    assert_eq!((stats["parameters"].as_u64(), stats["trainable"].as_u64()), (Some(118_594_304), Some(118_342_144)));
+    assert_eq!(stats["macs_with_grad"].as_u64().unwrap() / 1_000_000, 8_308);
+    let stats = program.json(&["stats", "--recipe", "tec-mae-vitl-300ep", "--json"]);
+    assert_eq!((stats["parameters"].as_u64(), stats["trainable"].as_u64()), (Some(405_553_408), Some(405_200_384)));
+}
+
+#[test]
+fn verify_holds_or_exits_3_with_the_block_and_the_cause() {
+    let program = Program::new();
+    let file = fixture("ibot_checkpoint_full.pth");
+    let golden = fixture("ibot_expected.safetensors");
+    for (out, heads, branch) in [("good", "4", "teacher"), ("heads", "2", "teacher"), ("student", "4", "student")] {
+        program.stdout(0, &["convert", &file, "--heads", heads, "--branch", branch, "--out", out]);
+    }
+    program.stdout(0, &["verify", "good", "--golden", &golden]);
+    let heads = program.stdout(3, &["verify", "heads", "--golden", &golden]);
+    assert!(heads.contains("`block0` is the first") && heads.contains("--heads 4"), "{heads}");
+    let student = program.stdout(3, &["verify", "student", "--golden", &golden, "--alternative", "good"]);
+    assert!(student.contains("--branch teacher"), "{student}");
+    assert!(program.stderr(1, &["verify", "good"]).contains("--record"));
+    program.stdout(0, &["verify", "good", "--record"]);
+    program.stdout(0, &["verify", "good"]);
+}
+
+#[test]
+fn demo_goes_the_whole_way() {
+    let program = Program::new();
+    let table = program.stdout(0, &["demo", "--out", "kept"]);
+    assert!(table.contains("everything holds"), "{table}");
+    assert_eq!(program.names(), ["kept"]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::fetch::{FetchError, Kind};
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
@@ -15,6 +17,8 @@ pub(super) enum Exit {
     Usage,
     /// 3: everything ran, and a verification did not hold.
     NotHeld,
+    /// 4: no source gave what was to be fetched.
+    Network,
     /// 130: interrupted by the user; nothing half-written is left.
     Interrupted,
 }
@@ -26,6 +30,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => Self::from(1),
             Exit::Usage => Self::from(2),
             Exit::NotHeld => Self::from(3),
+            Exit::Network => Self::from(4),
             Exit::Interrupted => Self::from(130),
         }
     }
@@ -40,6 +45,13 @@ impl Exit {
         for cause in error.chain() {
             if cause.is::<Usage>() {
                 return Self::Usage;
+            }
+            if let Some(fetch) = cause.downcast_ref::<FetchError>() {
+                match fetch.kind() {
+                    Kind::Network => return Self::Network,
+                    Kind::Verification => return Self::NotHeld,
+                    Kind::Refused => {}
+                }
             }
             if cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe) {
                 return Self::PipeClosed;

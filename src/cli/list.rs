@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     }
     let mut models = zoo.list(args.family.as_deref());
     for model in &mut models {
-        model.cached = registry::directory(&model.name).is_ok_and(|directory| directory.is_dir());
+        model.cached = registry::present(zoo.get(&model.name)?)?.is_some();
     }
     models.retain(|model| model.cached || !args.cached);
     if args.json {

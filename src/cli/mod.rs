@@ -3,6 +3,7 @@
 //!
 //! Data goes to stdout, conversation to stderr.
 
+mod cache;
 mod check;
 mod completions;
 mod convert;
@@ -10,6 +11,7 @@ mod demo;
 mod embed;
 mod exit;
 mod export;
+mod fetch;
 mod info;
 mod inspect;
 mod interrupt;
@@ -38,6 +40,7 @@ use output::{ColorChoice, Output};
     about,
     after_help = "Examples:
   tec-zoo demo                                                  the whole way on embedded data
+  tec-zoo fetch ibot-vitb                                       download, verify, convert
   tec-zoo inspect checkpoint.pth                                what a file holds; runs nothing in it
   tec-zoo convert checkpoint.pth --branch teacher --out ibot    into the common format
   tec-zoo verify ibot --golden activations.safetensors          replay and compare, block by block
@@ -60,6 +63,8 @@ struct Cli {
 enum Verb {
     List(list::Args),
     Info(info::Args),
+    Fetch(fetch::Args),
+    Cache(cache::Args),
     Register(register::Args),
     Inspect(inspect::Args),
     Convert(convert::Args),
@@ -80,6 +85,8 @@ pub fn main() -> ExitCode {
     let result: Result<Exit> = match cli.verb {
         Verb::List(args) => list::run(&args, &mut output),
         Verb::Info(args) => info::run(&args, &mut output),
+        Verb::Fetch(args) => fetch::run(&args, &mut output),
+        Verb::Cache(args) => cache::run(&args, &mut output),
         Verb::Register(args) => register::run(&args, &mut output),
         Verb::Inspect(args) => inspect::run(&args, &mut output),
         Verb::Convert(args) => convert::run(&args, &mut output),

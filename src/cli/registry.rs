@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::fetch::Store;
 use crate::model::{Canonical, ModelFile};
-use crate::zoo::Zoo;
+use crate::zoo::{Manifest, Zoo};
 
 /// The tool's own folder: `TEC_ZOO_HOME`, else `tec-zoo` in the platform's cache folder.
 pub(super) fn home() -> Result<PathBuf> {
@@ -41,14 +42,22 @@ pub(super) fn directory(model: &str) -> Result<PathBuf> {
     }
     let zoo = zoo()?;
     let manifest = zoo.get(model)?;
-    let Some(directory) = &manifest.directory else {
-        bail!(
-            "`{model}` is a known model, but its weights are not here\nhint: download {} and run `tec-zoo convert FILE --out DIR`, \
-             then `tec-zoo register DIR --name NAME`",
-            manifest.sources.first().map_or("its file".to_owned(), |source| source.address(None))
-        );
-    };
-    Ok(directory.clone())
+    match present(manifest)? {
+        Some(directory) => Ok(directory),
+        None => bail!("`{model}` is a known model, but it is not here\nhint: `tec-zoo fetch {model}`"),
+    }
+}
+
+/// Where a model of the zoo is, if it is on this machine.
+pub(super) fn present(manifest: &Manifest) -> Result<Option<PathBuf>> {
+    if let Some(directory) = &manifest.directory {
+        return Ok(directory.is_dir().then(|| directory.clone()));
+    }
+    // Looking must not make the store's folders.
+    match home()? {
+        home if home.is_dir() => Ok(Store::open(&home)?.model(&manifest.name)),
+        _ => Ok(None),
+    }
 }
 
 /// Opens `model`.

@@ -61,7 +61,8 @@ fn pretraining(name: &str) -> Result<Stats> {
     let base = base.with_context(|| format!("`{name}` is no TEC model\nhint: `tec-zoo list --family tec`"))?;
     // Candidates for one base have one architecture and one set of TEC settings; an unreleased base has its child's.
     let base = base.one_of.first().map(|base| zoo.get(base)).transpose()?;
-    let student = &manifest.vit;
+    // The released file lost the final norm; the network that was trained has it.
+    let student = &VitConfig { final_norm: true, ..manifest.vit.clone() };
     let mut shape = TecShape::published(student.width)
         .with_context(|| format!("no decoder was published for a width of {}", student.width))?;
     shape.top_k = base.and_then(|base| base.tec).map(|tec| tec.top_k).or(shape.top_k);

@@ -55,7 +55,11 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
             args.model
         );
     }
-    let alternatives = args.alternative.iter().map(|name| Ok((name.clone(), registry::open(name)?)));
+    let alternatives = args.alternative.iter().map(|name| {
+        let model = registry::open(name)?;
+        let label = model.config().provenance.branch.clone().unwrap_or_else(|| name.clone());
+        Ok((label, model))
+    });
     let options = Options { tolerance: args.tolerance, alternatives: alternatives.collect::<Result<Vec<_>>>()? };
     let report = replay(&model, &Golden::open(path)?, &options, args.json, output)?;
     Ok(if report.holds { Exit::Done } else { Exit::NotHeld })
