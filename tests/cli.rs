@@ -161,6 +161,18 @@ fn a_dry_run_decides_every_key_and_writes_nothing() {
 }
 
 #[test]
+fn a_turned_bit_in_a_weight_ends_in_an_error_and_no_model() {
+    let program = Program::new();
+    let mut bytes = std::fs::read(fixture("mae_pretrain_vit_tiny.pth")).unwrap();
+    // Storages lie behind the pickle, uncompressed; 60,000 is inside a block's weights.
+    bytes[60_000] ^= 0x10;
+    std::fs::write(program.dir().join("damaged.pth"), bytes).unwrap();
+    let stderr = program.stderr(1, &["--quiet", "convert", "damaged.pth", "--heads", "4", "--out", "mae"]);
+    assert!(stderr.contains("tensor `model.blocks.") && stderr.contains("damaged"), "{stderr}");
+    assert_eq!(program.names(), ["damaged.pth"]);
+}
+
+#[test]
 fn nothing_is_overwritten_unasked() {
     let program = Program::new().with_model();
     let file = fixture("ibot_checkpoint_teacher.pth");
@@ -238,8 +250,8 @@ fn embed_gives_the_same_features_in_both_embedded_engines() {
     for name in ["block2", "norm"] {
         for features in [&candle, &tract] {
             // Values are of order 1; f32 sums over 64 products in another order stay below 1e-5.
-            let difference = read(features, name).iter().zip(read(&expected, name)).map(|(a, b)| (a - b).abs());
-            let largest = difference.fold(0.0, f32::max);
+            let (ours, theirs) = (read(features, name), read(&expected, name));
+            let largest = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(largest < 2e-5, "{name}: {largest}");
         }
     }

@@ -18,7 +18,8 @@ mod torch;
 pub(crate) mod zip;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 
 use ::safetensors::Dtype;
@@ -89,6 +90,8 @@ pub struct Checkpoint {
     kind: ContainerKind,
     sources: Vec<Source>,
     tensors: Vec<TensorEntry>,
+    /// What a zip says its entries' bytes hash to, by source and start.
+    checksums: HashMap<(usize, usize), (Range<usize>, u32)>,
 }
 
 impl Checkpoint {
@@ -185,6 +188,22 @@ impl Checkpoint {
     pub fn bytes(&self, entry: &TensorEntry) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let gathered = entry.place.gather(&entry.shape, self.sources[entry.place.source].bytes());
         gathered.map_err(|reason| CheckpointError::tensor(&entry.path, reason))
+    }
+
+    /// Compares the bytes a tensor lies in with the container's own checksum; only torch zips have one. Opening a file
+    /// reads none of them, so a turned bit shows here and nowhere before.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Tensor`] when they are not what was written.
+    pub fn check(&self, entry: &TensorEntry) -> Result<(), CheckpointError> {
+        let place = &entry.place;
+        match self.checksums.get(&(place.source, place.storage.start)) {
+            Some((range, checksum)) if !zip::holds(&self.sources[place.source].bytes()[range.clone()], *checksum) => {
+                let reason = "its bytes are damaged: they do not have the checksum the archive says\nhint: fetch or copy the file again";
+                Err(CheckpointError::tensor(&entry.path, reason.to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where the bytes lie in a file, when they need no gathering: lets the kernel copy them file to file.

@@ -77,7 +77,7 @@ pub(super) fn shards(paths: &[PathBuf]) -> Result<Survey, CheckpointError> {
 impl Survey {
     fn new(kind: ContainerKind) -> Self {
         Self {
-            checkpoint: Checkpoint { kind, sources: Vec::new(), tensors: Vec::new() },
+            checkpoint: Checkpoint { kind, sources: Vec::new(), tensors: Vec::new(), checksums: HashMap::new() },
             globals: Vec::new(),
             leaves: Vec::new(),
             protocol: None,
@@ -143,6 +143,8 @@ impl Survey {
         let mut arena = Arena::default();
         let (root, _) = pickle::read(&mut arena, archive.checked(name, bytes)?)?;
         let storages = archive.below(&format!("{folder}data/"));
+        let checksums = archive.checksums().map(|(range, checksum)| ((index, range.start), (range, checksum)));
+        self.checkpoint.checksums.extend(checksums);
         self.pickled(&arena, root, index, &Storages::Keyed(&storages))
     }
 

@@ -128,22 +128,26 @@ impl Archive {
         self.entries.iter().filter_map(below).collect()
     }
 
+    /// Data ranges and CRC-32s of the entries that have one.
+    pub(super) fn checksums(&self) -> impl Iterator<Item = (Range<usize>, u32)> {
+        self.entries.values().filter(|entry| entry.checksum != 0).map(|entry| (entry.data.clone(), entry.checksum))
+    }
+
     /// An entry's bytes, compared with their checksum: for small ones, on which everything else rests.
     pub(super) fn checked<'a>(&self, name: &str, bytes: &'a [u8]) -> Result<&'a [u8], CheckpointError> {
         let entry = self.entries.get(name).ok_or_else(|| bad(format!("it has no entry `{}`", shown(name))))?;
         let data = &bytes[entry.data.clone()];
-        // A fuzzer would spend its life on checksums.
-        if !cfg!(fuzzing) && entry.checksum != 0 && crc32(data) != entry.checksum {
+        if !holds(data, entry.checksum) {
             return Err(bad(format!("entry `{}` is damaged: its checksum differs", shown(name))));
         }
         Ok(data)
     }
 }
 
-/// CRC-32 as zip, PNG and Ethernet have it, a bit at a time.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
+/// Whether `data` has the CRC-32 `checksum`; 0 says that none was written.
+pub(super) fn holds(data: &[u8], checksum: u32) -> bool {
+    // A fuzzer would spend its life on checksums.
+    cfg!(fuzzing) || checksum == 0 || crc32fast::hash(data) == checksum
 }
 
 /// What the directory says of an entry.

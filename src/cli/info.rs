@@ -89,7 +89,7 @@ fn scalar(value: &Value) -> Option<String> {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(flag) => Some(if *flag { "yes" } else { "no" }.to_owned()),
-        Value::Array(items) if !items.is_empty() && items.iter().all(|item| item.is_number()) => {
+        Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_number) => {
             Some(items.iter().map(Value::to_string).collect::<Vec<_>>().join(", "))
         }
         _ => None,

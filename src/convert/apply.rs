@@ -203,7 +203,10 @@ fn write_file(
 
 fn bytes(checkpoint: &Checkpoint, at: usize) -> Result<std::borrow::Cow<'_, [u8]>, ConvertError> {
     match checkpoint.tensors().get(at) {
-        Some(entry) => Ok(checkpoint.bytes(entry)?),
+        Some(entry) => {
+            checkpoint.check(entry)?;
+            Ok(checkpoint.bytes(entry)?)
+        }
         None => Err(ConvertError::Contradiction("the plan was made for another checkpoint".to_owned())),
     }
 }

@@ -281,7 +281,7 @@ impl VitConfig {
                 return Err(format!("`image_size` {side} is not a multiple of `patch_size` {}", self.patch_size));
             }
         }
-        if self.width % self.heads != 0 {
+        if !self.width.is_multiple_of(self.heads) {
             return Err(format!("`heads` {} does not divide `width` {}", self.heads, self.width));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
