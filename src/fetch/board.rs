@@ -319,7 +319,8 @@ impl Board<'_> {
             *got += read as u64;
             self.have.fetch_add(read as u64, Ordering::Relaxed);
             if at.filled == len {
-                let leaf: Leaf = hasher.finalize_reset().into();
+                let leaf: Leaf = hasher.finalize().into();
+                hasher.reset();
                 Part::note(self.journal, at.index, Chunk::Done(leaf)).map_err(local)?;
                 let mut state = self.lock();
                 state.chunks[at.index] = Chunk::Done(leaf);
@@ -340,10 +341,12 @@ impl Board<'_> {
     }
 
     /// The hash of the beginning of a chunk that is there already.
-    fn reread(&self, at: &Position) -> std::io::Result<Sha256> {
+    fn reread(&self, at: &Position) -> std::io::Result<blake3::Hasher> {
         let mut bytes = vec![0; at.filled as usize];
         positioned::read_at(self.file, &mut bytes, self.chunk * at.index as u64)?;
-        Ok(Sha256::new_with_prefix(&bytes))
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&bytes);
+        Ok(hasher)
     }
 
     /// Sleeps, unless all is over before.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::http::Validator;
 use super::store::write_atomically;
-use super::tree::{CHUNKS, Leaf, chunk_len, hex, sha256};
+use super::tree::{self, CHUNKS, Leaf, chunk_len, hex};
 use super::{FetchError, boot, positioned};
 
 const MAX_JOURNAL_BYTES: u64 = 256 << 20;
@@ -149,7 +149,7 @@ impl Part {
                 Claim::Done(hash) => {
                     buffer.resize(len as usize, 0);
                     let read = positioned::read_at(&file, &mut buffer, chunk * index as u64);
-                    let leaf = sha256(&buffer);
+                    let leaf = tree::leaf(&buffer);
                     if read.is_ok() && hex(&leaf) == hash { Chunk::Done(leaf) } else { Chunk::Missing(0) }
                 }
                 Claim::Some(bytes) if same_boot && bytes < len => Chunk::Missing(bytes),

@@ -5,8 +5,6 @@ use std::io::{Read, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
-
 use super::board::{Hasher, Hashes, stalled};
 use super::http::{Reply, read_some};
 use super::retry::Failure;
@@ -47,7 +45,7 @@ pub(super) fn receive(
         }
     };
     let mut file = File::create(path).map_err(|error| Failure::Local(FetchError::io("create", path)(error)))?;
-    let (mut whole, mut chunk, mut leaves) = (Hasher::new(md5), Sha256::new(), Vec::<Leaf>::new());
+    let (mut whole, mut chunk, mut leaves) = (Hasher::new(md5), blake3::Hasher::new(), Vec::<Leaf>::new());
     let mut buffer = vec![0; BUFFER];
     let (mut have, mut filled) = (0_u64, 0_u64);
     let (mut window, mut told) = ((Instant::now(), 0), Instant::now());
@@ -68,7 +66,8 @@ pub(super) fn receive(
         chunk.update(bytes);
         filled += read as u64;
         if filled == options.chunk {
-            leaves.push(chunk.finalize_reset().into());
+            leaves.push(chunk.finalize().into());
+            chunk.reset();
             filled = 0;
         }
         window.1 += read as u64;

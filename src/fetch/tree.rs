@@ -1,4 +1,5 @@
-//! A hash for every chunk of a file: says *where* a file is damaged.
+//! A hash for every chunk of a file: says *where* a file is damaged. What a file *is* says its sha256; for the chunks,
+//! BLAKE3 takes a quarter of the time.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +15,7 @@ use super::{boot, positioned};
 /// Acceptable bytes per chunk: a tree is a file like any other.
 pub(super) const CHUNKS: RangeInclusive<u64> = 1 << 10..=1 << 30;
 
-/// sha256 of one chunk.
+/// BLAKE3 of one chunk.
 pub(super) type Leaf = [u8; 32];
 
 /// Chunk hashes of a file that was verified as a whole, and how the file looked then.
@@ -80,7 +81,7 @@ impl Tree {
         let (mut whole, mut leaves) = (Sha256::new(), Vec::new());
         each_chunk(&file, bytes, chunk, |_, part| {
             whole.update(part);
-            leaves.push(sha256(part));
+            leaves.push(leaf(part));
         })?;
         Ok((Self::new(bytes, chunk, &leaves, stamp), hex(&whole.finalize().into())))
     }
@@ -104,8 +105,8 @@ impl Tree {
         let length = file.metadata()?.len();
         let mut whole = vec![false; self.leaves.len()];
         each_chunk(&file, length.min(self.bytes), self.chunk, |index, part| {
-            if let (Some(leaf), Some(ok)) = (self.leaves.get(index), whole.get_mut(index)) {
-                *ok = part.len() as u64 == self.leaf_len(index) && *leaf == hex(&sha256(part));
+            if let (Some(stored), Some(ok)) = (self.leaves.get(index), whole.get_mut(index)) {
+                *ok = part.len() as u64 == self.leaf_len(index) && *stored == hex(&leaf(part));
             }
         })?;
         if length > self.bytes
@@ -140,6 +141,11 @@ fn each_chunk(file: &File, bytes: u64, chunk: u64, mut each: impl FnMut(usize, &
         each(index, part);
     }
     Ok(())
+}
+
+/// The leaf of `bytes`.
+pub(super) fn leaf(bytes: &[u8]) -> Leaf {
+    blake3::hash(bytes).into()
 }
 
 /// sha256 of `bytes`.

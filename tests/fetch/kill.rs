@@ -42,7 +42,7 @@ fn start(home: &Home, server: &Server, body: &[u8]) -> Child {
 /// About 30 MB/s in all, so that there is time to kill.
 fn slow(body: &Arc<Vec<u8>>) -> Server {
     let body = Arc::clone(body);
-    Server::start(move |ask| Answer::file(ask, &body, "\"k\"").fault(Fault::Drip(16 << 10, Duration::from_millis(2))))
+    Server::start(move |ask| Answer::file(ask, &body, "\"k\"").fault(Fault::Drip(10_007, Duration::from_millis(1))))
 }
 
 /// Kills a fetch when the server has sent `at` bytes, then fetches again. Bytes that were there and are fetched again:
