@@ -204,6 +204,22 @@ fn a_fine_tuned_mae_keeps_its_head_and_has_no_final_norm() {
     assert_eq!((classifier.classes, classifier.fc_norm, made.config.vit.final_norm), (7, true, false));
     assert_eq!(made.config.feature, Feature::Mean);
     Canonical::open(&temp.path().join("b")).unwrap();
+
+    // Fine-tuning trains the table; of a backbone alone, a table that is not MAE's is another family's.
+    let trained = |tensors: &mut [torch_file::Tensor]| {
+        let table = tensors.iter_mut().find(|tensor| tensor.key() == "pos_embed").unwrap();
+        table.bytes.chunks_exact_mut(4).enumerate().for_each(|(at, value)| {
+            let nudged = f32::from_le_bytes(value.try_into().unwrap()) + 0.01 * (at % 7) as f32;
+            value.copy_from_slice(&nudged.to_le_bytes());
+        });
+    };
+    trained(&mut tensors);
+    let made = run_edited(&tensors, &temp.path().join("c"), &request).unwrap();
+    assert_eq!(made.config.vit.position.kind, PositionKind::Learned);
+    let mut backbone = torch_file::tensors(&open("mae_pretrain_vit_tiny.pth"));
+    trained(&mut backbone);
+    let refused = run_edited(&backbone, &temp.path().join("d"), &request).unwrap_err();
+    assert!(matches!(refused, ConvertError::Position { .. }), "{refused}");
 }
 
 #[test]

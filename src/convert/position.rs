@@ -45,6 +45,10 @@ pub(crate) fn check_position(
         PositionKind::SinCos { axis_order: AxisOrder::RowFirst } => ROW_FIRST,
     };
     let sin_cos = |axis_order| PositionKind::SinCos { axis_order };
+    // Fine-tuning trains the table (timm's `pos_embed` is an ordinary parameter), whatever it began as.
+    if assembly.vit.classifier.is_some() && found == PositionKind::Learned {
+        return Ok(Ok((named, found)));
+    }
     let (expected, holds) = match mapping.position {
         ExpectedPosition::Any => return Ok(Ok((named, found))),
         ExpectedPosition::Learned if found == PositionKind::Learned => return Ok(Ok((named, found))),
