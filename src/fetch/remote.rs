@@ -81,6 +81,10 @@ impl<'a> Remote<'a> {
             let reason = "the server does not give parts of the file; fetch all of it with `--from URL`".to_owned();
             return Err(FetchError::Source { address: address::shown(url), reason });
         };
+        if total > options.max_bytes {
+            let reason = format!("{total} bytes are more than the {} accepted", options.max_bytes);
+            return Err(FetchError::Source { address: address::shown(url), reason });
+        }
         let folder = store.home().join("partial");
         let io = || FetchError::io("make a file in", &folder);
         let file = tempfile::Builder::new().prefix(".remote-").tempfile_in(&folder).map_err(io())?;

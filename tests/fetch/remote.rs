@@ -107,6 +107,8 @@ fn what_arrives_damaged_or_cannot_be_read_in_part_is_refused() {
     let server = Server::start(move |ask| Answer::file(ask, &changing, &format!("\"{}\"", ask.number)));
     let error = refused(&server, &options()).to_string();
     assert!(error.contains("changed on the server"), "{error}");
+    let error = refused(&server, &Options { max_bytes: 1000, ..options() }).to_string();
+    assert!(error.contains("more than the 1000 accepted"), "{error}");
     let error = refused(&server, &Options { offline: true, ..options() });
     assert!(matches!(error, FetchError::Offline { .. }), "{error}");
 }
