@@ -163,12 +163,15 @@ fn a_dry_run_decides_every_key_and_writes_nothing() {
 #[test]
 fn a_turned_bit_in_a_weight_ends_in_an_error_and_no_model() {
     let program = Program::new();
-    let mut bytes = std::fs::read(fixture("mae_pretrain_vit_tiny.pth")).unwrap();
-    // Storages lie behind the pickle, uncompressed; 60,000 is inside a block's weights.
-    bytes[60_000] ^= 0x10;
+    let file = fixture("mae_pretrain_vit_tiny.pth");
+    let checkpoint = tec_zoo::checkpoint::Checkpoint::open(Path::new(&file)).unwrap();
+    let weight = checkpoint.tensors().iter().find(|tensor| tensor.path[1] == "blocks.1.mlp.fc1.weight").unwrap();
+    let at = checkpoint.span(weight).unwrap().offset as usize;
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[at + 17] ^= 0x10;
     std::fs::write(program.dir().join("damaged.pth"), bytes).unwrap();
     let stderr = program.stderr(1, &["--quiet", "convert", "damaged.pth", "--heads", "4", "--out", "mae"]);
-    assert!(stderr.contains("tensor `model.blocks.") && stderr.contains("damaged"), "{stderr}");
+    assert!(stderr.contains("tensor `model.blocks.1.mlp.fc1.weight`") && stderr.contains("damaged"), "{stderr}");
     assert_eq!(program.names(), ["damaged.pth"]);
 }
 

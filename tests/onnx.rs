@@ -122,7 +122,7 @@ impl Nano {
 
 fn runtime_options() -> RuntimeOptions {
     RuntimeOptions {
-        ort_library: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
+        ort_library: std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from),
         threads: Some(1),
         ..Default::default()
     }
