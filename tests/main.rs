@@ -9,6 +9,8 @@ mod convert;
 #[cfg(feature = "fetch")]
 mod fetch;
 mod hostile;
+#[cfg(feature = "data")]
+mod images;
 #[cfg(feature = "candle")]
 mod kernels;
 #[cfg(feature = "cli")]

@@ -78,7 +78,7 @@ def anonymous_kib(pid):
 
 
 def run(command):
-    """Seconds, and the peak of anonymous memory in MiB, sampled every few milliseconds."""
+    """Seconds, seconds until it is on the disk, and the peak of anonymous memory in MiB, sampled every few milliseconds."""
     started = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     peak = 0
@@ -87,7 +87,7 @@ def run(command):
         nonlocal peak
         while process.poll() is None:
             peak = max(peak, anonymous_kib(process.pid))
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -96,7 +96,8 @@ def run(command):
     watcher.join()
     if code:
         sys.exit(f"{command} ended with {code}")
-    return seconds, peak / 1024
+    os.sync()
+    return seconds, time.perf_counter() - started, peak / 1024
 
 
 def main():
@@ -121,22 +122,26 @@ def main():
             "tec-zoo inspect": ([BINARY, "inspect", source], None),
         }
         seconds = {name: [] for name in contenders}
+        synced = {name: [] for name in contenders}
         memory = {name: [] for name in contenders}
         for _ in range(arguments.rounds):
             for name, (command, made) in contenders.items():
                 # What the contender before left to write back is not this one's to wait for.
                 os.sync()
-                took, peak = run(command)
+                took, on_disk, peak = run(command)
                 seconds[name].append(took)
+                synced[name].append(on_disk)
                 memory[name].append(peak)
                 if made is not None:
                     shutil.rmtree(made) if made.is_dir() else made.unlink()
-        base = statistics.median(seconds["cp"])
         print(f"{source.stat().st_size / 1e9:.2f} GB, median of {arguments.rounds}")
-        print(f"{'':<30} {'seconds':>8} {'x cp':>6} {'MiB':>6}")
+        print(f"{'':<30} {'seconds':>8} {'x cp':>6} {'on disk':>8} {'x cp':>6} {'MiB':>6}")
         for name in contenders:
-            median = statistics.median(seconds[name])
-            print(f"{name:<30} {median:8.3f} {median / base:6.2f} {max(memory[name]):6.0f}")
+            cells = []
+            for times in (seconds, synced):
+                median = statistics.median(times[name])
+                cells.append(f"{median:8.3f} {median / statistics.median(times['cp']):6.2f}")
+            print(f"{name:<30} {cells[0]} {cells[1]} {max(memory[name]):6.0f}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ pub enum CheckpointError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The file could be opened and then not read through.
+    #[error("it could not be read to its end: {reason}\nhint: was it changed meanwhile?")]
+    Reread {
+        /// The system's reason.
+        reason: String,
+    },
     /// Nothing in it.
     #[error("`{path}` is empty\nhint: the download or copy failed; fetch it again")]
     Empty {

@@ -3,11 +3,35 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
 
 use super::CheckpointError;
+
+/// Bytes read at a time: within a core's own cache, so that whoever looks next finds them there.
+const PIECE: usize = 1 << 20;
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                buffer = &mut buffer[read..];
+                at += read as u64;
+            }
+        }
+    }
+    Ok(())
+}
 
 /// One file's bytes.
 pub(super) enum Source {
@@ -47,6 +71,33 @@ impl Source {
             Self::Mapped { map, .. } => map,
             Self::Memory(bytes) => bytes,
         }
+    }
+
+    /// Hands over the bytes of `range` in pieces, front to back.
+    ///
+    /// A file is read, not looked at through its map: a pass over a gigabyte costs a page fault every few pages there, which
+    /// is more than the copy, and two threads doing it wait for each other. A file that was shortened meanwhile ends in an
+    /// error here.
+    pub(super) fn stream<E: From<CheckpointError>>(
+        &self,
+        range: Range<usize>,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let file = match self {
+            Self::Memory(bytes) => return bytes[range].chunks(PIECE).try_for_each(each),
+            Self::Mapped { file, .. } => file,
+        };
+        let mut buffer = vec![0; PIECE.min(range.len())];
+        let mut at = range.start;
+        while at < range.end {
+            let wanted = PIECE.min(range.end - at);
+            let piece = &mut buffer[..wanted];
+            read_exact_at(file, piece, at as u64)
+                .map_err(|error| CheckpointError::Reread { reason: error.to_string() })?;
+            each(piece)?;
+            at += wanted;
+        }
+        Ok(())
     }
 
     pub(super) fn file(&self) -> Option<&File> {

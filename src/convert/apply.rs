@@ -11,7 +11,7 @@ use super::merge::merged_class_token;
 use super::numbers::to_f64;
 use super::write::{Counted, Slot, Stop, header, order};
 use super::{ConvertError, Plan, hub};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::model::{ModelConfig, ModelFile, Provenance};
 use crate::staged::StagedDir;
 
@@ -78,7 +78,7 @@ impl Plan {
         });
         written?;
         let digest = digest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let Some((source_bytes, source_sha256)) = digest else { return Err(ConvertError::Interrupted) };
+        let (source_bytes, source_sha256) = digest?;
 
         let config = self.config(Provenance {
             source_file: name.to_owned(),
@@ -175,11 +175,19 @@ fn write_file(
             })
         };
         match &piece.values {
-            Values::Copy(at) => put(&bytes(checkpoint, *at)?)?,
-            Values::Concat(parts) => parts.iter().try_for_each(|at| put(&bytes(checkpoint, *at)?))?,
+            Values::Copy(at) => checkpoint.stream(entry(checkpoint, *at)?, &mut put)?,
+            Values::Concat(parts) => {
+                parts.iter().try_for_each(|at| checkpoint.stream(entry(checkpoint, *at)?, &mut put))?;
+            }
             Values::Merge(inputs) => {
                 let numbers = |at: usize| -> Result<Vec<f64>, ConvertError> {
-                    Ok(to_f64(&bytes(checkpoint, at)?, checkpoint.tensors()[at].dtype))
+                    let entry = entry(checkpoint, at)?;
+                    let mut bytes = Vec::new();
+                    checkpoint.stream(entry, &mut |piece| {
+                        bytes.extend_from_slice(piece);
+                        Ok::<(), ConvertError>(())
+                    })?;
+                    Ok(to_f64(&bytes, entry.dtype))
                 };
                 let token = numbers(inputs.token)?;
                 let [w1, b1, w2, b2] = [inputs.fc1[0], inputs.fc1[1], inputs.fc2[0], inputs.fc2[1]].map(numbers);
@@ -201,12 +209,7 @@ fn write_file(
     Ok(())
 }
 
-fn bytes(checkpoint: &Checkpoint, at: usize) -> Result<std::borrow::Cow<'_, [u8]>, ConvertError> {
-    match checkpoint.tensors().get(at) {
-        Some(entry) => {
-            checkpoint.check(entry)?;
-            Ok(checkpoint.bytes(entry)?)
-        }
-        None => Err(ConvertError::Contradiction("the plan was made for another checkpoint".to_owned())),
-    }
+fn entry(checkpoint: &Checkpoint, at: usize) -> Result<&TensorEntry, ConvertError> {
+    let foreign = || ConvertError::Contradiction("the plan was made for another checkpoint".to_owned());
+    checkpoint.tensors().get(at).ok_or_else(foreign)
 }
