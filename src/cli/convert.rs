@@ -6,19 +6,21 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indicatif::ProgressBar;
 
-use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use super::{exit::Exit, exit::Usage, fetch, interrupt, output::Output, registry};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Action, Layout, Plan, Progress, Request, Sidecar, emit};
+use crate::convert::{Action, Conversion, Layout, Plan, Progress, Request, Sidecar, emit};
+use crate::fetch::{Store, convert_remote};
 
 /// Bring a checkpoint into the common format; or, with --to, a model into another layout
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tec-zoo convert ibot/checkpoint.pth --branch teacher --out ibot
+  tec-zoo convert https://example.org/checkpoint.pth --branch teacher --out ibot     fetches that branch only
   tec-zoo convert tiny.pth --heads 4 --out tiny --dry-run
   tec-zoo convert ibot --to hf --out ibot-hf
   tec-zoo convert ibot --to timm --out ibot.safetensors")]
 pub(super) struct Args {
-    /// A checkpoint; with --to, a model: a directory in the common format or a name of the zoo
+    /// A checkpoint, or the address of a torch zip, of which only what becomes part of the model is fetched; with --to, a model: a directory in the common format or a name of the zoo
     input: String,
     /// The model directory to make; with --to timm, a directory or a .safetensors file
     #[arg(long)]
@@ -56,16 +58,20 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     if let Some(layout) = &args.to {
         return back(args, layout, output);
     }
-    let path = Path::new(&args.input);
-    let checkpoint = Checkpoint::open(path)?;
-    let request = Request {
+    let mut request = Request {
         family: args.family.clone(),
         branch: args.branch.clone(),
         heads: args.heads,
         norm_eps: args.eps,
         image_size: args.image_size,
-        sidecar: Sidecar::beside(path),
+        sidecar: None,
     };
+    if args.input.contains("://") {
+        return from_address(args, &request, output);
+    }
+    let path = Path::new(&args.input);
+    let checkpoint = Checkpoint::open(path)?;
+    request.sidecar = Sidecar::beside(path);
     let plan = Plan::new(&checkpoint, &request)?;
     if args.dry_run {
         show(&plan, args.json, output)?;
@@ -76,9 +82,27 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let made = plan.apply(&checkpoint, &name, &args.out, args.overwrite, &mut watch);
     bar.finish_and_clear();
+    report(args, &made?, output)
+}
+
+/// Converts what is fetched of a file on a server.
+fn from_address(args: &Args, request: &Request, output: &mut Output) -> Result<Exit> {
+    if args.dry_run || args.overwrite {
+        return Err(Usage("--dry-run and --overwrite need a file on this machine".into()).into());
+    }
+    let store = Store::open(&registry::home()?)?;
+    let options = fetch::options();
+    let mut news = fetch::News::new(output);
+    let made = convert_remote(&store, &args.input, &args.out, request, &options, &mut |event| news.hear(event));
+    news.bar.finish_and_clear();
     let made = made?;
+    output.say(format_args!("fetched {} of {} bytes", made.fetched, made.total));
+    report(args, &made.conversion, output)
+}
+
+fn report(args: &Args, made: &Conversion, output: &mut Output) -> Result<Exit> {
     if args.json {
-        let mut report = plan.to_json();
+        let mut report = made.plan.to_json();
         if let serde_json::Value::Object(report) = &mut report {
             report.insert("dir".into(), serde_json::to_value(&made.dir)?);
             report.insert("bytes".into(), made.bytes.into());
@@ -87,7 +111,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         output.json(&report)?;
         return Ok(Exit::Done);
     }
-    facts(&plan, output);
+    facts(&made.plan, output);
     let files: Vec<String> = made
         .files
         .iter()

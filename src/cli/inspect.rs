@@ -1,13 +1,14 @@
 //! `tec-zoo inspect`.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Result;
 use serde_json::json;
 
-use super::{exit::Exit, output::Output, output::Paint};
+use super::{exit::Exit, fetch, output::Output, output::Paint, registry};
 use crate::checkpoint::{Checkpoint, Survey, TensorEntry};
 use crate::convert::{Candidate, Sidecar, detect};
+use crate::fetch::{Remote, Store};
 
 /// What a checkpoint holds: container, tensors, pickled names, likely family; runs nothing in it
 #[derive(Debug, clap::Args)]
@@ -15,8 +16,10 @@ use crate::convert::{Candidate, Sidecar, detect};
   tec-zoo inspect checkpoint.pth
   tec-zoo inspect checkpoint.pth --json | jq '.globals[] | select(.known | not)'")]
 pub(super) struct Args {
-    /// A checkpoint, an index of a sharded one, or a folder with one
-    file: PathBuf,
+    /// A checkpoint, an index of a sharded one, a folder with one, or the address of a torch zip, of which only the
+    /// directory and the pickle are fetched
+    #[arg(value_name = "FILE|URL")]
+    file: String,
     /// Every tensor, not only the first of each group
     #[arg(long)]
     all: bool,
@@ -26,21 +29,37 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    let survey = Checkpoint::survey(&args.file)?;
-    let candidates = detect(&survey.checkpoint, Sidecar::beside(&args.file).as_ref())?;
+    if !args.file.contains("://") {
+        let path = Path::new(&args.file);
+        let survey = Checkpoint::survey(path)?;
+        let candidates = detect(&survey.checkpoint, Sidecar::beside(path).as_ref())?;
+        return show(args, &survey, &candidates, output);
+    }
+    let options = fetch::options();
+    let mut remote = Remote::open(&Store::open(&registry::home()?)?, &args.file, &options)?;
+    // The one tensor whose values tell families apart.
+    remote.bring(|path| path.last().is_some_and(|name| name.contains("pos")))?;
+    let survey = Checkpoint::survey(remote.path())?;
+    let candidates = detect(&survey.checkpoint, None)?;
+    let (fetched, total) = remote.fetched();
+    output.say(format_args!("fetched {fetched} of {total} bytes"));
+    show(args, &survey, &candidates, output)
+}
+
+fn show(args: &Args, survey: &Survey, candidates: &[Candidate], output: &mut Output) -> Result<Exit> {
     if args.json {
-        output.json(&as_json(&survey, &candidates))?;
+        output.json(&as_json(survey, candidates))?;
         return Ok(Exit::Done);
     }
     let tensors = survey.checkpoint.tensors();
     let bytes: u64 = tensors.iter().map(bytes).sum();
     let protocol = survey.protocol.map(|protocol| format!(", pickle protocol {protocol}")).unwrap_or_default();
     let container = survey.checkpoint.container().name();
-    output.line(format_args!("{}: {container}{protocol}", args.file.display()))?;
+    output.line(format_args!("{}: {container}{protocol}", args.file))?;
     output.line(format_args!("{} tensors, {bytes} bytes", tensors.len()))?;
 
     section(output, "family")?;
-    for candidate in &candidates {
+    for candidate in candidates {
         let branches = match candidate.branches.as_slice() {
             [] => String::new(),
             branches => format!(" (--branch {})", branches.join(" or ")),

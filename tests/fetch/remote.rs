@@ -131,3 +131,26 @@ fn a_hostile_archive_does_no_harm() {
         assert!(server.requests() < 100);
     }
 }
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_takes_addresses_where_it_takes_files() {
+    let name = "ibot_checkpoint_full.pth";
+    let (server, home) = (serving(name), Home::new());
+    let url = server.url(name);
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tec-zoo"));
+        let output =
+            command.args(arguments).env("TEC_ZOO_HOME", home.path()).current_dir(home.path()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        assert!(stderr.contains(" of "), "it says how much it fetched: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let found: serde_json::Value = serde_json::from_str(&run(&["inspect", &url, "--json"])).unwrap();
+    let fits = |candidate: &&serde_json::Value| candidate["fits"] == true;
+    let families: Vec<_> = found["candidates"].as_array().unwrap().iter().filter(fits).collect();
+    assert_eq!((families.len(), &families[0]["family"]), (1, &"ibot".into()));
+    run(&["convert", &url, "--branch", "teacher", "--heads", "4", "--out", "model"]);
+    assert_eq!(Canonical::open(&home.path().join("model")).unwrap().config().vit.heads, 4);
+}
