@@ -11,6 +11,7 @@ use super::{exit::Exit, interrupt, output::Output, output::Paint, runtimes};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Layout, Plan, Request, emit};
 use crate::model::Canonical;
+use crate::onnx::runtime::Runtime;
 use crate::onnx::{Adapters, CheckOptions, ExportOptions, Reference, RuntimeVerdict, Target, check, export};
 use crate::verify::{Golden, Options, verify};
 
@@ -121,11 +122,14 @@ fn exports(model: &Canonical, folder: &Path, steps: &mut Steps, output: &mut Out
                 match &check.verdict {
                     RuntimeVerdict::Ran { outputs } => {
                         let worst = outputs.iter().map(|output| output.max_abs_diff).fold(0.0, f32::max);
-                        found |= check.runtime == crate::onnx::runtime::Runtime::Ort;
+                        found |= check.runtime == Runtime::Ort;
                         ran.push(format!("{} |Δ| {worst:.0e}", check.runtime));
                     }
-                    // The ort target's operators are not candle's, and that is no failure.
-                    RuntimeVerdict::CouldNotRun { reason } if target == Target::Portable => {
+                    // A missing ONNX Runtime is said once, below the table; the ort target's operators are not candle's, and that
+                    // is no failure.
+                    RuntimeVerdict::CouldNotRun { reason }
+                        if check.runtime != Runtime::Ort && target == Target::Portable =>
+                    {
                         output.say(format_args!("{}: {reason}", check.runtime));
                     }
                     RuntimeVerdict::CouldNotRun { .. } => {}
