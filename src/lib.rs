@@ -23,6 +23,7 @@ pub mod convert;
 pub mod data;
 #[cfg(feature = "fetch")]
 pub mod fetch;
+mod header;
 #[cfg(feature = "candle")]
 pub mod kernels;
 pub mod model;

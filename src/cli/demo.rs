@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{Layout, Plan, Request, emit};
 use crate::model::Canonical;
 use crate::onnx::runtime::Runtime;
-use crate::onnx::{Adapters, CheckOptions, ExportOptions, Reference, RuntimeVerdict, Target, check, export};
+use crate::onnx::{Adapters, CheckOptions, ExportOptions, RuntimeVerdict, Target, export_checked};
 use crate::verify::{Golden, Options, verify};
 
 /// A TEC training checkpoint of a nano ViT, as the authors' trainer saved it, and what their code makes of two images.
@@ -114,9 +114,8 @@ fn exports(model: &Canonical, folder: &Path, steps: &mut Steps, output: &mut Out
             let kept = if adapters == Adapters::Keep { "keep" } else { "drop" };
             let path = folder.join(format!("{target}-{kept}.onnx"));
             let options = ExportOptions { target, adapters, ..ExportOptions::default() };
-            let written = export(model, &path, &options)?;
-            let options = CheckOptions { runtime: runtimes::options(None), ..CheckOptions::default() };
-            let report = check(&path, Reference::Model(model), &options)?;
+            let checks = CheckOptions { runtime: runtimes::options(None), ..CheckOptions::default() };
+            let (written, report) = export_checked(model, &path, &options, &checks)?;
             let mut ran = Vec::new();
             for check in &report.runtimes {
                 match &check.verdict {

@@ -2,25 +2,12 @@
 
 use std::io::Write;
 
-use safetensors::Dtype;
-use serde_json::{Map, Value, json};
+use serde_json::json;
+
+pub(crate) use crate::header::Slot;
 
 /// Bytes handed to the system at once; between two such, progress is told and an interruption is heard.
 const CHUNK: usize = 8 << 20;
-
-/// A tensor about to be written.
-#[derive(Debug, Clone)]
-pub(crate) struct Slot<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: &'a [usize],
-}
-
-impl Slot<'_> {
-    fn bytes(&self) -> u64 {
-        self.shape.iter().map(|side| *side as u64).product::<u64>() * (self.dtype.bitsize() as u64) / 8
-    }
-}
 
 /// Order in which tensors are written: as given, wider element types first where they are mixed, so that each is aligned.
 pub(crate) fn order(slots: &[Slot<'_>]) -> Vec<usize> {
@@ -29,24 +16,10 @@ pub(crate) fn order(slots: &[Slot<'_>]) -> Vec<usize> {
     order
 }
 
-/// The header for `slots` in `order`, padded with spaces so that the tensors start on a multiple of 8.
+/// The header for `slots` in `order`.
 pub(crate) fn header(slots: &[Slot<'_>], order: &[usize]) -> Vec<u8> {
-    let mut json = Map::new();
     // transformers refuses files that do not say which framework's layout they have.
-    json.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
-    let mut offset = 0;
-    for at in order {
-        let slot = &slots[*at];
-        let end = offset + slot.bytes();
-        let entry = json!({ "dtype": slot.dtype.to_string(), "shape": slot.shape, "data_offsets": [offset, end] });
-        json.insert(slot.name.to_owned(), entry);
-        offset = end;
-    }
-    let mut text = Value::Object(json).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut out = (text.len() as u64).to_le_bytes().to_vec();
-    out.append(&mut text);
-    out
+    crate::header::header(json!({ "format": "pt" }), order.iter().map(|at| &slots[*at]))
 }
 
 /// Writes through to `out`, counting, and telling `progress` how many bytes each step wrote.

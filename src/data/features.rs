@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::DataError;
-use crate::staged::StagedFile;
+use crate::header::{Slot, header};
+use crate::staged::{StagedFile, folder_of};
 
 /// Rows of one output, waiting in a nameless file until their number is known.
 #[derive(Debug)]
@@ -35,13 +37,6 @@ impl FeatureFile {
         Self { path: path.to_path_buf(), columns: Vec::new() }
     }
 
-    fn folder(&self) -> &Path {
-        match self.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        }
-    }
-
     fn io(&self) -> impl Fn(std::io::Error) -> DataError + use<> {
         let path = self.path.display().to_string();
         move |source| DataError::Io { path: path.clone(), source }
@@ -56,7 +51,7 @@ impl FeatureFile {
         let at = match self.columns.iter().position(|column| column.name == name) {
             Some(at) => at,
             None => {
-                let spool = BufWriter::new(tempfile::tempfile_in(self.folder()).map_err(&io)?);
+                let spool = BufWriter::new(tempfile::tempfile_in(folder_of(&self.path)).map_err(&io)?);
                 self.columns.push(Column { name: name.to_owned(), row_shape: shape[1..].to_vec(), rows: 0, spool });
                 self.columns.len() - 1
             }
@@ -79,24 +74,19 @@ impl FeatureFile {
     /// [`DataError::Io`].
     pub fn finish(mut self, metadata: &[(&str, String)]) -> Result<(), DataError> {
         let io = self.io();
-        let (mut header, mut offset) = (Map::new(), 0);
         let about: Map<String, Value> = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-        header.insert("__metadata__".into(), Value::Object(about));
-        for column in &self.columns {
-            let mut shape = vec![column.rows];
-            shape.extend(&column.row_shape);
-            let end = offset + 4 * shape.iter().product::<usize>();
-            let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] });
-            header.insert(column.name.clone(), entry);
-            offset = end;
-        }
-        let mut header = Value::Object(header).to_string().into_bytes();
-        // Tensors start 8-byte aligned, as the format asks; spaces are its padding.
-        header.resize(header.len().next_multiple_of(8), b' ');
+        let shapes: Vec<Vec<usize>> =
+            self.columns.iter().map(|column| [&[column.rows], &column.row_shape[..]].concat()).collect();
+        let slots: Vec<Slot<'_>> = self
+            .columns
+            .iter()
+            .zip(&shapes)
+            .map(|(column, shape)| Slot { name: &column.name, dtype: Dtype::F32, shape })
+            .collect();
+        let header = header(Value::Object(about), slots.iter());
 
         let mut staged = StagedFile::new(&self.path).map_err(&io)?;
         let file = staged.file();
-        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&io)?;
         file.write_all(&header).map_err(&io)?;
         for column in &mut self.columns {
             column.spool.flush().map_err(&io)?;

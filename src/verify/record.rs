@@ -5,9 +5,11 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use serde_json::{Value, json};
+use safetensors::Dtype;
+use serde_json::json;
 
 use super::{Point, VerifyError};
+use crate::header::{Slot, header};
 use crate::kernels::{Eager, KernelError};
 use crate::model::{Canonical, Ops, Vit};
 use crate::staged::StagedFile;
@@ -58,25 +60,14 @@ pub fn make_golden(model: &Canonical, path: &Path) -> Result<(), VerifyError> {
     write(path, &metadata, &tensors)
 }
 
-/// Writes a safetensors file whose header is in the order given: the crate's own writer takes its metadata from a hash
-/// map, whose order differs from run to run.
-fn write(path: &Path, metadata: &BTreeMap<&str, &str>, tensors: &[(String, Tensor)]) -> Result<(), VerifyError> {
+fn write<'a>(path: &Path, metadata: &BTreeMap<&str, &str>, tensors: &'a [(String, Tensor)]) -> Result<(), VerifyError> {
     let failed = |source: std::io::Error| VerifyError::Write { path: path.display().to_string(), source };
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), json!(metadata));
-    let mut offset = 0;
-    for (name, tensor) in tensors {
-        let end = offset + 4 * tensor.elem_count();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [offset, end]}));
-        offset = end;
-    }
-    let mut header = Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let slot = |(name, tensor): &'a (String, Tensor)| Slot { name, dtype: Dtype::F32, shape: tensor.dims() };
+    let slots: Vec<Slot<'_>> = tensors.iter().map(slot).collect();
 
     let mut staged = StagedFile::new(path).map_err(failed)?;
     let mut out = BufWriter::new(staged.file());
-    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
-    out.write_all(&header).map_err(failed)?;
+    out.write_all(&header(json!(metadata), slots.iter())).map_err(failed)?;
     for (name, tensor) in tensors {
         let values = tensor.flatten_all().and_then(|x| x.to_vec1::<f32>());
         let values = values.map_err(|source| KernelError::Operation { operation: name.clone(), source })?;

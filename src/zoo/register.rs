@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::is_name;
 use super::{Base, LicenceFacts, Manifest, Status, Terms, Zoo, ZooError};
 use crate::model::Canonical;
+use crate::staged::StagedFile;
 
 /// Registers the model directory `model` as `name` in `overlay`: writes its manifest, atomically, and returns the path.
 /// The directory itself stays where it is. An earlier model of that name is replaced.
@@ -52,8 +53,12 @@ pub fn register(overlay: &Path, name: &str, model: &Path) -> Result<PathBuf, Zoo
     let text = toml::to_string_pretty(&manifest)
         .map_err(|error| ZooError::Manifest { file: path.display().to_string(), reason: error.to_string() })?;
     std::fs::create_dir_all(overlay).map_err(|error| io(overlay, error))?;
-    let mut file = tempfile::Builder::new().prefix(".register-").tempfile_in(overlay).map_err(|e| io(overlay, e))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(|error| io(&path, error))?;
-    file.persist(&path).map_err(|error| io(&path, error.error))?;
+    let write = || {
+        let mut staged = StagedFile::new(&path)?;
+        staged.file().write_all(text.as_bytes())?;
+        staged.file().sync_all()?;
+        staged.commit()
+    };
+    write().map_err(|error| io(&path, error))?;
     Ok(path)
 }
