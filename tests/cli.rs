@@ -272,6 +272,14 @@ fn outputs_a_model_does_not_have_are_refused_by_name() {
 }
 
 #[test]
+fn features_that_cannot_be_written_say_so() {
+    let program = Program::new().with_model();
+    let images = fixture("mae_expected.safetensors");
+    let stderr = program.stderr(1, &["embed", "mae", &images, "--out", "nowhere/f.safetensors"]);
+    assert!(stderr.contains("cannot write `nowhere/f.safetensors`"), "{stderr}");
+}
+
+#[test]
 fn broken_images_are_named_and_skipped_only_on_request() {
     let program = Program::new().with_model();
     let folder = program.dir().join("images");

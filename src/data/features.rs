@@ -39,13 +39,13 @@ impl FeatureFile {
 
     fn io(&self) -> impl Fn(std::io::Error) -> DataError + use<> {
         let path = self.path.display().to_string();
-        move |source| DataError::Io { path: path.clone(), source }
+        move |source| DataError::Write { path: path.clone(), source }
     }
 
     /// Appends `values` of shape `[rows, …]` to the output `name`.
     ///
     /// # Errors
-    /// [`DataError::Io`]; [`DataError::Tensors`] when an earlier batch of this output had another row shape.
+    /// [`DataError::Write`]; [`DataError::Tensors`] when an earlier batch of this output had another row shape.
     pub fn append(&mut self, name: &str, shape: &[usize], values: &[f32]) -> Result<(), DataError> {
         let io = self.io();
         let at = match self.columns.iter().position(|column| column.name == name) {
@@ -71,7 +71,7 @@ impl FeatureFile {
     /// Writes the file, with `metadata` in its header, and moves it into place.
     ///
     /// # Errors
-    /// [`DataError::Io`].
+    /// [`DataError::Write`].
     pub fn finish(mut self, metadata: &[(&str, String)]) -> Result<(), DataError> {
         let io = self.io();
         let about: Map<String, Value> = metadata.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();

@@ -14,6 +14,14 @@ pub enum DataError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The features could not be written.
+    #[error("cannot write `{path}`: {source}")]
+    Write {
+        /// The file.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Nothing to do.
     #[error(
         "`{path}` names no images\nhint: an image (jpeg, png, webp), a folder of them, a text file with one path a line, or a .safetensors file"
