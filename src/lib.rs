@@ -29,6 +29,8 @@ pub mod kernels;
 pub mod model;
 pub mod onnx;
 mod staged;
+#[cfg(feature = "train")]
+pub mod train;
 #[cfg(feature = "candle")]
 pub mod verify;
 pub mod zoo;
