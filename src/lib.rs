@@ -33,4 +33,7 @@ mod staged;
 pub mod train;
 #[cfg(feature = "candle")]
 pub mod verify;
+#[cfg(feature = "view")]
+pub mod view;
+mod wire;
 pub mod zoo;

@@ -19,6 +19,8 @@ mod onnx;
 mod parity;
 mod position;
 mod stats;
+#[cfg(feature = "cli")]
+mod train;
 #[cfg(feature = "candle")]
 mod traps;
 mod zoo;

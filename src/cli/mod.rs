@@ -23,6 +23,7 @@ mod runtimes;
 mod size;
 mod stats;
 mod verify;
+mod view;
 
 use std::process::ExitCode;
 
@@ -72,6 +73,7 @@ enum Verb {
     Embed(embed::Args),
     Export(export::Args),
     Check(check::Args),
+    View(view::Args),
     Stats(stats::Args),
     Demo(demo::Args),
     Completions(completions::Args),
@@ -94,6 +96,7 @@ pub fn main() -> ExitCode {
         Verb::Embed(args) => embed::run(&args, &mut output),
         Verb::Export(args) => export::run(&args, &mut output),
         Verb::Check(args) => check::run(&args, &mut output),
+        Verb::View(args) => view::run(&args, &mut output),
         Verb::Stats(args) => stats::run(&args, &mut output),
         Verb::Demo(args) => demo::run(&args, &mut output),
         Verb::Completions(args) => completions::run(&args, &mut output),

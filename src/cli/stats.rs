@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, bail};
 
 use super::{exit::Exit, output::Output, registry};
-use crate::model::stats::{self, Stats, TecShape};
+use crate::model::stats::{self, Stats};
 use crate::model::{Canonical, VitConfig};
+use crate::train::Recipe;
 
 /// Parameters and multiply-accumulates of a model, or of a whole TEC pretraining
 #[derive(Debug, clap::Args)]
@@ -15,8 +16,8 @@ pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
     #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
     model: Option<String>,
-    /// The pretraining a TEC model of the zoo came from: student, adapters and decoders against its frozen base
-    #[arg(long, value_name = "NAME")]
+    /// A pretraining: student, adapters and decoders against the frozen base
+    #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
     /// Image size in pixels; the model's own when left out
     #[arg(long, value_name = "HxW", value_parser = super::size::parse, conflicts_with = "recipe")]
@@ -53,20 +54,16 @@ fn architecture(model: &str) -> Result<VitConfig> {
     Ok(registry::zoo()?.get(model)?.vit.clone())
 }
 
-/// What the authors trained to make the TEC model `name`.
-fn pretraining(name: &str) -> Result<Stats> {
+/// One image through the pretraining `recipe` describes.
+fn pretraining(recipe: &str) -> Result<Stats> {
+    let recipe = Recipe::load(recipe, &[])?;
     let zoo = registry::zoo()?;
-    let manifest = zoo.get(name)?;
-    let base = manifest.base.as_ref().filter(|_| manifest.family == "tec");
-    let base = base.with_context(|| format!("`{name}` is no TEC model\nhint: `tec-zoo list --family tec`"))?;
-    // Candidates for one base have one architecture and one set of TEC settings; an unreleased base has its child's.
-    let base = base.one_of.first().map(|base| zoo.get(base)).transpose()?;
-    // The released file lost the final norm; the network that was trained has it.
-    let student = &VitConfig { final_norm: true, ..manifest.vit.clone() };
-    let mut shape = TecShape::published(student.width)
-        .with_context(|| format!("no decoder was published for a width of {}", student.width))?;
-    shape.top_k = base.and_then(|base| base.tec).map(|tec| tec.top_k).or(shape.top_k);
-    Ok(stats::tec(student, base.map_or(student, |base| &base.vit), &shape))
+    let base = recipe.base.as_ref().map(|base| zoo.get(base)).transpose()?;
+    // A base that was not released, or may be any, is counted as one like the student.
+    let vit = base.map_or(&recipe.student, |base| &base.vit);
+    let top_k = base.and_then(|base| base.tec).map(|tec| tec.top_k);
+    let shape = recipe.shape(top_k).context("the recipe leaves k to the base, and the base's manifest has none")?;
+    Ok(stats::tec(&recipe.student, recipe.needs_base().then_some(vit), &shape))
 }
 
 fn print(stats: &Stats, output: &mut Output) -> Result<()> {

@@ -24,40 +24,25 @@ pub struct Stats {
     pub macs_without_grad: u64,
 }
 
-/// What TEC's pretraining adds to two encoders.
+/// What a pretraining adds to the student's encoder.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TecShape {
-    /// Token width of the decoder both targets share (512 for ViT-B, 768 for ViT-L).
+    /// Token width of the decoder all targets share (512 for ViT-B, 768 for ViT-L).
     pub decoder_width: usize,
     /// Its blocks, run once for each target (2).
     pub decoder_depth: usize,
+    /// Whether the base's features are predicted.
+    pub feature: bool,
     /// Query rows of the attention target besides the class token's; `None` without an attention target.
     pub top_k: Option<usize>,
+    /// Whether the image itself is predicted.
+    pub pixels: bool,
     /// Share of the student's patches that is masked (0.75).
     pub mask_ratio: f64,
-    /// Blocks fused by one group of the encoder adapter (3).
-    pub blocks_per_group: usize,
+    /// Blocks fused by one group of the encoder adapter (3); `None` without one.
+    pub blocks_per_group: Option<usize>,
     /// Whether the class token passes through an MLP first.
     pub input_adapter: bool,
-}
-
-impl TecShape {
-    /// The shape of the published trainings of a student `width` wide: ViT-B's or ViT-L's.
-    pub fn published(width: usize) -> Option<Self> {
-        let decoder_width = match width {
-            768 => 512,
-            1024 => 768,
-            _ => return None,
-        };
-        Some(Self {
-            decoder_width,
-            decoder_depth: 2,
-            top_k: Some(15),
-            mask_ratio: 0.75,
-            blocks_per_group: 3,
-            input_adapter: true,
-        })
-    }
 }
 
 /// Counts of an encoder run on an image of `image` `[H, W]` pixels, with the head and the encoder adapter it has.
@@ -83,37 +68,44 @@ pub fn vit(config: &VitConfig, image: [usize; 2]) -> Stats {
     }
 }
 
-/// Counts of TEC's pretraining: `student` with its adapters and decoders, trained against a frozen `base`.
+/// Counts of a pretraining: `student` with its adapters and decoders, trained against a frozen `base` where there is one.
 ///
 /// Both see images of the student's native size; the parameters are the student's side alone.
-pub fn tec(student: &VitConfig, base: &VitConfig, shape: &TecShape) -> Stats {
+pub fn tec(student: &VitConfig, base: Option<&VitConfig>, shape: &TecShape) -> Stats {
     let c = student.width;
     let d = wide(shape.decoder_width);
-    let target = wide(base.width);
+    let target = wide(base.map_or(0, |base| base.width));
     let patches = wide(student.patches());
     let tokens = patches + 1;
     // Upstream: `int(L * (1 - mask_ratio))`.
     let kept = (student.patches() as f64 * (1.0 - shape.mask_ratio.clamp(0.0, 1.0))) as u128 + 1;
 
-    let adapters = AdapterConfig {
-        groups: student.depth / shape.blocks_per_group.max(1),
-        blocks_per_group: shape.blocks_per_group,
-        mlp_width: 4 * shape.decoder_width,
-        norm_eps: 1e-5,
-        input_mlp_width: shape.input_adapter.then_some(4 * c),
-    };
-    // The adapter's file keeps the unmerged class token; in training it *is* the student's.
-    let class_token = if shape.input_adapter { wide(c) } else { 0 };
     let fixed = tokens * wide(c) + tokens * d;
-    let mut parameters = total(&vit_parameters(student)) + total(&adapter_parameters(&adapters, c)) - class_token;
-    parameters += tokens * d + wide(shape.decoder_depth) * block_parameters(d);
-    let mut macs = encoder_macs(student, patches, kept) + adapter_macs(&adapters, c, kept);
+    let mut parameters = total(&vit_parameters(student));
+    let mut macs = encoder_macs(student, patches, kept);
     if shape.input_adapter {
-        macs += 2 * wide(c) * 4 * wide(c);
+        // Its class token is the student's own here.
+        let mlp = 2 * wide(c) * 4 * wide(c);
+        parameters += mlp + 5 * wide(c);
+        macs += mlp;
     }
+    if let Some(blocks_per_group) = shape.blocks_per_group {
+        let adapters = AdapterConfig {
+            groups: student.depth / blocks_per_group.max(1),
+            blocks_per_group,
+            mlp_width: 4 * shape.decoder_width,
+            norm_eps: 1e-5,
+            input_mlp_width: None,
+        };
+        parameters += total(&adapter_parameters(&adapters, c));
+        macs += adapter_macs(&adapters, c, kept);
+    }
+    parameters += tokens * d + wide(shape.decoder_depth) * block_parameters(d);
 
-    let outputs = std::iter::once(target).chain(shape.top_k.map(|_| 2 * target));
-    for output in outputs {
+    let feature = shape.feature.then_some(target);
+    let attention = shape.top_k.map(|_| 2 * target);
+    let pixels = shape.pixels.then(|| 3 * wide(student.patch_size) * wide(student.patch_size));
+    for output in feature.into_iter().chain(attention).chain(pixels) {
         // Linear in, mask token, LayerNorm, Linear out.
         parameters += (wide(c) * d + d) + d + 2 * d + (d * output + output);
         macs += kept * wide(c) * d + wide(shape.decoder_depth) * block_macs(d, 4 * d, tokens) + tokens * d * output;
@@ -126,7 +118,7 @@ pub fn tec(student: &VitConfig, base: &VitConfig, shape: &TecShape) -> Stats {
         parameters: narrow(parameters),
         trainable: narrow(parameters - fixed),
         macs_with_grad: narrow(macs),
-        macs_without_grad: vit(&backbone(base), [height, width]).macs_without_grad,
+        macs_without_grad: base.map_or(0, |base| vit(&backbone(base), [height, width]).macs_without_grad),
     }
 }
 

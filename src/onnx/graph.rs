@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::payload::Payload;
-use super::wire::Message;
+use crate::wire::Message;
 
 /// An attribute's value.
 #[derive(Debug, Clone, PartialEq)]

@@ -15,9 +15,9 @@ mod record;
 mod reference;
 pub mod runtime;
 mod target;
-mod wire;
 mod write;
 
+pub use crate::wire::WireError;
 pub use check::{
     CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, OutputCheck, Reference, RuntimeCheck,
     RuntimeVerdict, check, export_checked,
@@ -26,4 +26,3 @@ pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, Outp
 pub use read::{AttributeValue, DimInfo, InitializerInfo, InterfaceInfo, ModelInfo, NodeInfo, ReadError};
 pub use record::{Record, Value};
 pub use target::Target;
-pub use wire::WireError;

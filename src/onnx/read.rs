@@ -11,7 +11,7 @@ use std::path::Path;
 use memmap2::Mmap;
 use serde::Serialize;
 
-use super::wire::{Field, Reader, WireError, WireType};
+use crate::wire::{Field, Reader, WireError, WireType};
 
 /// Why a file is not a readable ONNX model.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, Initializer};
-use super::wire::Message;
 use crate::staged::StagedFile;
+use crate::wire::Message;
 
 /// Protobuf's own limit is 2^31 - 1 bytes; runtimes refuse more. Some room is left for the nodes.
 pub(super) const MESSAGE_LIMIT: u64 = (1 << 31) - (1 << 24);

@@ -1,5 +1,13 @@
 //! Pretraining: a new ViT learns to predict, from a part of the image, what a frozen base model makes of all of it.
 
+mod events;
 mod method;
+mod metrics;
+mod recipe;
+mod schedule;
 
+pub use events::Events;
 pub use method::{AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, Normalise, Target};
+pub use metrics::{Metrics, StepRecord};
+pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
+pub use schedule::Schedule;

@@ -1,9 +1,10 @@
-//! Protocol-buffer encoding, just enough of it for ONNX: varints, length-delimited fields and the reader's bounded
-//! counterpart. No schema lives here; [`super::graph`] and [`super::read`] know the field numbers.
+//! Protocol-buffer encoding, just enough of it for ONNX and TensorBoard: varints, length-delimited fields and the reader's
+//! bounded counterpart. No schema lives here; the graph writer and reader of [`crate::onnx`] and the trainer's events know
+//! the field numbers.
 
 /// Wire types ONNX uses. Groups are long gone from the format and refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WireType {
+pub(crate) enum WireType {
     Varint,
     Fixed64,
     Delimited,
@@ -12,10 +13,10 @@ pub(super) enum WireType {
 
 /// A message under construction, in memory: everything but tensor data is small.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Message(Vec<u8>);
+pub(crate) struct Message(Vec<u8>);
 
 impl Message {
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
@@ -31,36 +32,42 @@ impl Message {
         self.raw_varint(u64::from(field) << 3 | wire);
     }
 
-    pub(super) fn varint(&mut self, field: u32, value: u64) {
+    pub(crate) fn varint(&mut self, field: u32, value: u64) {
         self.key(field, 0);
         self.raw_varint(value);
     }
 
     /// Two's complement, as protobuf's `int64` has it.
-    pub(super) fn int64(&mut self, field: u32, value: i64) {
+    pub(crate) fn int64(&mut self, field: u32, value: i64) {
         self.varint(field, value as u64);
     }
 
-    pub(super) fn float(&mut self, field: u32, value: f32) {
+    pub(crate) fn float(&mut self, field: u32, value: f32) {
         self.key(field, 5);
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    pub(super) fn data(&mut self, field: u32, bytes: &[u8]) {
+    #[cfg(feature = "train")]
+    pub(crate) fn double(&mut self, field: u32, value: f64) {
+        self.key(field, 1);
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(crate) fn data(&mut self, field: u32, bytes: &[u8]) {
         self.announce(field, bytes.len() as u64);
         self.0.extend_from_slice(bytes);
     }
 
-    pub(super) fn string(&mut self, field: u32, text: &str) {
+    pub(crate) fn string(&mut self, field: u32, text: &str) {
         self.data(field, text.as_bytes());
     }
 
-    pub(super) fn message(&mut self, field: u32, message: &Message) {
+    pub(crate) fn message(&mut self, field: u32, message: &Message) {
         self.data(field, &message.0);
     }
 
     /// Key and length of a field whose `len` bytes are streamed behind this message.
-    pub(super) fn announce(&mut self, field: u32, len: u64) {
+    pub(crate) fn announce(&mut self, field: u32, len: u64) {
         self.key(field, 2);
         self.raw_varint(len);
     }
@@ -78,18 +85,18 @@ pub struct WireError {
 
 /// One field of a message.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Field<'a> {
-    pub(super) number: u32,
-    pub(super) wire: WireType,
+pub(crate) struct Field<'a> {
+    pub(crate) number: u32,
+    pub(crate) wire: WireType,
     /// The value of a varint or fixed field.
-    pub(super) value: u64,
+    pub(crate) value: u64,
     /// The contents of a delimited field.
-    pub(super) body: Reader<'a>,
+    pub(crate) body: Reader<'a>,
 }
 
 /// Fields of a message, one after the other. Never reads outside its slice and never allocates.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     /// Offset of `bytes` in the file.
     base: usize,
@@ -97,23 +104,23 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, base: 0, at: 0 }
     }
 
-    pub(super) fn bytes(&self) -> &'a [u8] {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    pub(super) fn error(&self, reason: &'static str) -> WireError {
+    pub(crate) fn error(&self, reason: &'static str) -> WireError {
         WireError { offset: self.base + self.at, reason }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.at >= self.bytes.len()
     }
 
-    pub(super) fn raw_varint(&mut self) -> Result<u64, WireError> {
+    pub(crate) fn raw_varint(&mut self) -> Result<u64, WireError> {
         let mut value = 0_u64;
         for shift in (0..70).step_by(7) {
             let byte = *self.bytes.get(self.at).ok_or_else(|| self.error("a number is cut off"))?;
@@ -146,7 +153,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next field, or `None` at the end.
-    pub(super) fn field(&mut self) -> Result<Option<Field<'a>>, WireError> {
+    pub(crate) fn field(&mut self) -> Result<Option<Field<'a>>, WireError> {
         if self.is_empty() {
             return Ok(None);
         }
@@ -172,7 +179,7 @@ impl<'a> Reader<'a> {
 
 impl<'a> Field<'a> {
     /// The nested message or bytes.
-    pub(super) fn delimited(&self) -> Result<Reader<'a>, WireError> {
+    pub(crate) fn delimited(&self) -> Result<Reader<'a>, WireError> {
         match self.wire {
             WireType::Delimited => Ok(self.body),
             _ => Err(self.body.error("a number stands where a message is expected")),
@@ -180,12 +187,12 @@ impl<'a> Field<'a> {
     }
 
     /// The text.
-    pub(super) fn text(&self) -> Result<&'a str, WireError> {
+    pub(crate) fn text(&self) -> Result<&'a str, WireError> {
         std::str::from_utf8(self.delimited()?.bytes).map_err(|_| self.body.error("a text is not UTF-8"))
     }
 
     /// The integer.
-    pub(super) fn varint(&self) -> Result<u64, WireError> {
+    pub(crate) fn varint(&self) -> Result<u64, WireError> {
         match self.wire {
             WireType::Varint => Ok(self.value),
             _ => Err(self.body.error("a message stands where a number is expected")),
