@@ -8,6 +8,8 @@ mod cli;
 mod convert;
 #[cfg(feature = "fetch")]
 mod fetch;
+#[cfg(feature = "candle")]
+mod gemm;
 mod hostile;
 #[cfg(feature = "data")]
 mod images;

@@ -9,7 +9,10 @@
 mod attention;
 mod eager;
 mod gelu;
+pub mod gemm;
 mod layer_norm;
+mod normal;
+mod simd;
 
 pub use eager::Eager;
 pub(crate) use eager::tensor_of;

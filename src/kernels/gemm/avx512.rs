@@ -1,0 +1,114 @@
+//! AVX-512: 14 × 32 tiles, 28 of the 32 registers accumulating.
+
+use std::arch::x86_64::*;
+
+use super::element::Element;
+use super::isa::{Isa, Panel, ROW_STRIDE};
+use crate::kernels::simd::Avx512;
+
+impl Isa for Avx512 {
+    const ROWS: usize = 14;
+    const COLS: usize = 32;
+    const COLUMN_STRIDE: usize = 16;
+
+    #[inline(always)]
+    unsafe fn tile(panel: Panel, rows: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32, add: bool) {
+        macro_rules! tiles {
+            ($($n:literal)*) => {
+                match (panel, rows) {
+                    // SAFETY: the caller's, and AVX-512 is there: `Isa`'s functions are called in its code only.
+                    $((Panel::Rows, $n) => unsafe { tile::<$n, ROW_STRIDE, 1>(depth, a, b, out, add) },)*
+                    // SAFETY: as above.
+                    $((Panel::Columns, $n) => unsafe { tile::<$n, 1, 16>(depth, a, b, out, add) },)*
+                    _ => debug_assert!(false, "{rows} rows"),
+                }
+            };
+        }
+        tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's, and AVX-512 is there.
+        unsafe { transpose(from, from_stride, to, to_stride) }
+    }
+}
+
+/// # Safety
+/// [`Isa::tile`]'s, and AVX-512.
+#[target_feature(enable = "avx512f,fma")]
+unsafe fn tile<const N: usize, const ROW: usize, const STEP: usize>(
+    depth: usize,
+    mut a: *const f32,
+    mut b: *const f32,
+    out: *mut f32,
+    add: bool,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; N];
+    // SAFETY: every offset lies inside the panels the caller promises.
+    unsafe {
+        for _ in 0..depth {
+            let columns = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let value = _mm512_set1_ps(*a.add(i * ROW));
+                sum[0] = _mm512_fmadd_ps(value, columns[0], sum[0]);
+                sum[1] = _mm512_fmadd_ps(value, columns[1], sum[1]);
+            }
+            a = a.add(STEP);
+            b = b.add(32);
+        }
+        for (i, sum) in sums.iter_mut().enumerate() {
+            for (half, sum) in sum.iter_mut().enumerate() {
+                let to = out.add(i * 32 + half * 16);
+                if add {
+                    *sum = _mm512_add_ps(_mm512_loadu_ps(to), *sum);
+                }
+                _mm512_storeu_ps(to, *sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// [`Isa::transpose`]'s, and AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32, to_stride: usize) {
+    let mut r = [_mm512_setzero_ps(); 16];
+    for (j, r) in r.iter_mut().enumerate() {
+        let mut values = [0f32; 16];
+        for (i, value) in values.iter_mut().enumerate() {
+            // SAFETY: 16 × 16 values are readable.
+            *value = unsafe { (*from.add(j * from_stride + i)).widen() };
+        }
+        // SAFETY: `values` holds 16.
+        *r = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+    }
+    // Rows 4q..4q+4 are transposed in each 128-bit lane; lanes are then gathered across the four groups.
+    let mut quads = [_mm512_setzero_ps(); 16];
+    for q in 0..4 {
+        let (a, b, c, d) = (r[4 * q], r[4 * q + 1], r[4 * q + 2], r[4 * q + 3]);
+        let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        quads[4 * q] = _mm512_shuffle_ps::<0b01_00_01_00>(ab_low, cd_low);
+        quads[4 * q + 1] = _mm512_shuffle_ps::<0b11_10_11_10>(ab_low, cd_low);
+        quads[4 * q + 2] = _mm512_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high);
+        quads[4 * q + 3] = _mm512_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high);
+    }
+    for i in 0..4 {
+        // Lane l of quads[4q + i] is column 4l + i of rows 4q..4q+4.
+        let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(quads[i], quads[4 + i]);
+        let odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(quads[i], quads[4 + i]);
+        let even_high = _mm512_shuffle_f32x4::<0b10_00_10_00>(quads[8 + i], quads[12 + i]);
+        let odd_high = _mm512_shuffle_f32x4::<0b11_01_11_01>(quads[8 + i], quads[12 + i]);
+        let columns = [
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(even, even_high),
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(odd, odd_high),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(even, even_high),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd_high),
+        ];
+        for (l, column) in columns.into_iter().enumerate() {
+            // SAFETY: 16 × 16 values are writable.
+            unsafe { _mm512_storeu_ps(to.add((4 * l + i) * to_stride), column) };
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What happens to a tile of sums on its way into memory.
+
+use half::bf16;
+
+use super::isa::Isa;
+use crate::kernels::normal;
+use crate::kernels::simd::Simd;
+
+/// Values that are read or written, of either type.
+#[derive(Clone, Copy)]
+pub(super) enum Pointer {
+    F32(*mut f32),
+    Bf16(*mut bf16),
+}
+
+/// A matrix whose rows are contiguous.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) at: Pointer,
+    pub(super) stride: usize,
+}
+
+/// An activation after the product.
+#[derive(Clone, Copy)]
+pub(super) enum Activation {
+    None,
+    Gelu { keep: Option<Rows> },
+    GeluGradient { of: Rows },
+}
+
+/// Everything done to a sum; see [`super::Product`].
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    pub(super) c: Rows,
+    pub(super) alpha: f32,
+    pub(super) accumulate: bool,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) residual: Option<Rows>,
+    pub(super) activation: Activation,
+}
+
+impl Rows {
+    /// `n` ≤ `LANES` values.
+    ///
+    /// # Safety
+    /// They exist.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, row: usize, column: usize, n: usize) -> S::V {
+        let offset = row * self.stride + column;
+        // SAFETY: the caller's.
+        unsafe {
+            match self.at {
+                Pointer::F32(at) if n == S::LANES => S::load(at.add(offset)),
+                Pointer::F32(at) => S::load_part(at.add(offset), n),
+                Pointer::Bf16(at) if n == S::LANES => S::load_bf16(at.add(offset)),
+                Pointer::Bf16(at) => S::load_part_bf16(at.add(offset), n),
+            }
+        }
+    }
+
+    /// # Safety
+    /// `n` ≤ `LANES` values exist from there on, and nobody else looks at them.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(self, row: usize, column: usize, n: usize, v: S::V) {
+        let offset = row * self.stride + column;
+        // SAFETY: the caller's.
+        unsafe {
+            match self.at {
+                Pointer::F32(at) if n == S::LANES => S::store(at.add(offset), v),
+                Pointer::F32(at) => S::store_part(at.add(offset), n, v),
+                Pointer::Bf16(at) if n == S::LANES => S::store_bf16(at.add(offset), v),
+                Pointer::Bf16(at) => S::store_part_bf16(at.add(offset), n, v),
+            }
+        }
+    }
+
+    /// Asks for the lines of a tile, which would otherwise be waited for one after the other once it is done.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(self, (row, rows): (usize, usize), (column, cols): (usize, usize)) {
+        let (at, size) = match self.at {
+            Pointer::F32(at) => (at.cast::<u8>(), 4),
+            Pointer::Bf16(at) => (at.cast::<u8>(), 2),
+        };
+        for row in row..row + rows {
+            let line = at.wrapping_add((row * self.stride + column) * size);
+            // SAFETY: a prefetch never faults.
+            unsafe {
+                S::prefetch_to_write(line);
+                if cols * size > 64 {
+                    S::prefetch_to_write(line.wrapping_add(64));
+                }
+            }
+        }
+    }
+}
+
+impl Finish<'_> {
+    /// Gets the memory of a tile ready while its sums are computed.
+    ///
+    /// # Safety
+    /// [`Simd`]'s.
+    #[inline(always)]
+    pub(super) unsafe fn prefetch<I: Isa>(&self, rows: (usize, usize), columns: (usize, usize)) {
+        // SAFETY: the caller's.
+        unsafe {
+            self.c.prefetch::<I>(rows, columns);
+            if let Activation::Gelu { keep: Some(keep) } = self.activation {
+                keep.prefetch::<I>(rows, columns);
+            }
+        }
+    }
+
+    /// Writes `tile` (rows, I::COLS), of which `cols` columns count, to C from (row, column) on.
+    ///
+    /// # Safety
+    /// Those elements exist in every matrix named, and nobody else looks at those written.
+    #[inline(always)]
+    pub(super) unsafe fn tile<I: Isa>(
+        &self,
+        tile: *const f32,
+        (row, rows): (usize, usize),
+        (column, cols): (usize, usize),
+    ) {
+        for i in 0..rows {
+            for j in (0..cols).step_by(I::LANES) {
+                let n = I::LANES.min(cols - j);
+                // SAFETY: the caller's; a tile's rows are whole vectors wide.
+                unsafe { self.vector::<I>(I::load(tile.add(i * I::COLS + j)), row + i, column + j, n) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&self, mut v: S::V, row: usize, column: usize, n: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            if self.alpha != 1.0 {
+                v = S::mul(v, S::splat(self.alpha));
+            }
+            if let Some(bias) = self.bias {
+                v = S::add(v, S::load_part(bias.as_ptr().add(column), n));
+            }
+            if let Some(residual) = self.residual {
+                v = S::add(v, residual.load::<S>(row, column, n));
+            }
+            if self.accumulate {
+                v = S::add(v, self.c.load::<S>(row, column, n));
+            }
+            match self.activation {
+                Activation::None => {}
+                Activation::Gelu { keep: None } => v = normal::gelu::<S>(v),
+                Activation::Gelu { keep: Some(keep) } => {
+                    keep.store::<S>(row, column, n, v);
+                    // What the backward pass will see, should it be rounded.
+                    v = normal::gelu::<S>(keep.load::<S>(row, column, n));
+                }
+                Activation::GeluGradient { of } => {
+                    v = S::mul(v, normal::gelu_gradient::<S>(of.load::<S>(row, column, n)));
+                }
+            }
+            self.c.store::<S>(row, column, n, v);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a processor contributes: the inner loop, and the shape it likes.
+
+use super::element::Element;
+use crate::kernels::simd::Simd;
+
+/// Depth of a block of the inner dimension: every element is summed in blocks of at most so many products, the same on
+/// every processor, so neither the number of threads nor the width of a register changes a bit of the result.
+///
+/// 256 keeps a panel of either operand in a first-level cache of 32 KiB or more.
+pub(super) const DEPTH: usize = 256;
+
+/// Distance between rows of a packed panel of A. Not a power of two, or all rows would compete for the same cache sets.
+pub(super) const ROW_STRIDE: usize = DEPTH + 16;
+
+/// How a packed panel of A lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kernels) enum Panel {
+    /// Row by row, `ROW_STRIDE` apart.
+    Rows,
+    /// Column by column, [`Isa::COLUMN_STRIDE`] apart.
+    Columns,
+}
+
+/// One instruction set's inner loop.
+pub(in crate::kernels) trait Isa: Simd {
+    /// Most rows of a tile.
+    const ROWS: usize;
+    /// Columns of a tile: whole vectors.
+    const COLS: usize;
+    /// Distance between columns of a panel of A packed by columns.
+    const COLUMN_STRIDE: usize;
+
+    /// `out = a·b`, or `out += a·b` with `add`: `a` is a packed panel of `rows` rows, `b` is (depth, COLS), `out`
+    /// (rows, COLS).
+    ///
+    /// # Safety
+    /// `1 ≤ rows ≤ ROWS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
+    unsafe fn tile(panel: Panel, rows: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32, add: bool);
+
+    /// `to[i · to_stride + j] = from[j · from_stride + i]` for 16 × 16 values.
+    ///
+    /// # Safety
+    /// The pointers are valid for that.
+    #[inline(always)]
+    unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for j in 0..16 {
+            for i in 0..16 {
+                // SAFETY: the caller's.
+                unsafe { *to.add(i * to_stride + j) = (*from.add(j * from_stride + i)).widen() };
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Vectors of f32 behind one trait, so that each kernel is written once and compiled for every instruction set.
+//!
+//! A kernel is a [`Task`]; [`dispatch_on`] runs it in a function compiled for one of them.
+//! Everything it calls is `#[inline(always)]`, or it would be compiled for the baseline and its vectors passed through
+//! memory.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512;
+pub(super) use portable::Portable;
+
+/// An instruction set.
+///
+/// # Safety
+/// All functions need the instruction set to be there: they are called inside [`dispatch_on`] only. The loads and stores
+/// need their pointers to be valid for `LANES` values, or for the `n` ≤ `LANES` given.
+pub(super) trait Simd: Copy + Send + Sync + 'static {
+    /// `LANES` values.
+    type V: Copy;
+    const LANES: usize;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    /// The first `n` values, zeros after them.
+    unsafe fn load_part(from: *const f32, n: usize) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn store_part(to: *mut f32, n: usize, v: Self::V);
+    unsafe fn load_bf16(from: *const bf16) -> Self::V;
+    /// To nearest, ties to even.
+    unsafe fn store_bf16(to: *mut bf16, v: Self::V);
+
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a·b + c`, rounded once where the processor can.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// NaN where `b` is.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// NaN where `b` is.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn abs(v: Self::V) -> Self::V;
+    /// `a < b ? then : otherwise`.
+    unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V;
+    /// `2ⁿ`, where the low bits of `v`'s significand are the integer n.
+    unsafe fn power_of_two(v: Self::V) -> Self::V;
+
+    /// Makes the line at `at` ready to be written.
+    #[inline(always)]
+    unsafe fn prefetch_to_write(_at: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn load_part_bf16(from: *const bf16, n: usize) -> Self::V {
+        let mut values = [bf16::ZERO; 16];
+        // SAFETY: `n` ≤ LANES ≤ 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), n);
+            Self::load_bf16(values.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part_bf16(to: *mut bf16, n: usize, v: Self::V) {
+        let mut values = [bf16::ZERO; 16];
+        // SAFETY: `n` ≤ LANES ≤ 16.
+        unsafe {
+            Self::store_bf16(values.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, n);
+        }
+    }
+}
+
+/// Work to be compiled for each instruction set.
+pub(super) trait Task {
+    type Output;
+
+    /// Must be `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// `S` is there.
+    unsafe fn run<S: Isa>(self) -> Self::Output;
+}
+
+pub(super) use super::gemm::Isa;
+
+/// The instruction sets there is code for, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl Kind {
+    /// Those of this processor, best first.
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let vectors = [
+            (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma")).then_some(Self::Avx512),
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self::Avx2),
+        ];
+        #[cfg(not(target_arch = "x86_64"))]
+        let vectors = [None, None];
+        vectors.into_iter().flatten().chain([Self::Portable])
+    }
+
+    /// The best of this processor.
+    pub(super) fn best() -> Self {
+        Self::available().next().unwrap_or(Self::Portable)
+    }
+}
+
+/// Runs `task` with `kind`.
+///
+/// # Safety
+/// `kind` is available.
+#[inline]
+pub(super) unsafe fn dispatch_on<T: Task>(kind: Kind, task: T) -> T::Output {
+    // SAFETY: the caller's.
+    unsafe {
+        match kind {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => avx512::run(task),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => avx2::run(task),
+            Kind::Portable => task.run::<Portable>(),
+        }
+    }
+}
