@@ -3,7 +3,7 @@
 mod refusals;
 mod roundtrip;
 mod staging;
-mod torch_file;
+pub(crate) mod torch_file;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

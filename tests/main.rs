@@ -6,6 +6,8 @@ mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 mod convert;
+#[cfg(feature = "candle")]
+mod dinov2;
 #[cfg(feature = "fetch")]
 mod fetch;
 #[cfg(feature = "candle")]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tec_zoo::model::{
-    Activation, AdapterConfig, Canonical, ClassifierConfig, Feature, Interpolation, Licence, ModelConfig,
+    Activation, AdapterConfig, Canonical, ClassifierConfig, Feature, Interpolation, Licence, Mlp, ModelConfig,
     ParameterSpec, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig, adapter_parameters,
     vit_parameters,
 };
@@ -54,16 +54,33 @@ struct Nano {
     classifier: Option<ClassifierConfig>,
     final_norm: bool,
     activation: Activation,
+    mlp: Mlp,
+    layer_scale: bool,
+    registers: usize,
     dtype: Dtype,
 }
 
 impl Default for Nano {
     fn default() -> Self {
-        Self { adapters: true, classifier: None, final_norm: true, activation: Activation::GeluErf, dtype: Dtype::F32 }
+        Self {
+            adapters: true,
+            classifier: None,
+            final_norm: true,
+            activation: Activation::GeluErf,
+            mlp: Mlp::Plain,
+            layer_scale: false,
+            registers: 0,
+            dtype: Dtype::F32,
+        }
     }
 }
 
 impl Nano {
+    /// All that DINOv2's ViT-g has and a plain ViT has not.
+    fn dinov2() -> Self {
+        Self { adapters: false, mlp: Mlp::SwiGlu, layer_scale: true, registers: 3, ..Self::default() }
+    }
+
     /// A model of 6 blocks, 16 wide, 4 heads, 8-pixel patches of 32×24 images, in `dir`.
     fn write(self, dir: &Path) -> Canonical {
         let adapters =
@@ -75,6 +92,9 @@ impl Nano {
             depth: 6,
             heads: 4,
             mlp_width: 40,
+            mlp: self.mlp,
+            layer_scale: self.layer_scale,
+            registers: self.registers,
             norm_eps: 1e-6,
             activation: self.activation,
             final_norm: self.final_norm,
@@ -270,6 +290,57 @@ fn both_activations_every_dtype_and_a_missing_norm_export_right() {
         let has_norm = info.initializers.iter().any(|tensor| tensor.name == "norm.weight");
         assert_eq!(has_norm, model.config().vit.final_norm);
         assert_eq!(info.metadata["has_final_norm"], has_norm.to_string());
+    }
+}
+
+#[test]
+fn layer_scale_registers_and_swiglu_export_right_in_every_variant() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "x.onnx");
+    let features = ["cls", "mean", "block0", "norm"].map(|name| name.parse().unwrap()).to_vec();
+    let parts = [
+        Nano::dinov2(),
+        Nano { adapters: true, ..Nano::dinov2() },
+        Nano { classifier: Some(ClassifierConfig { classes: 5, fc_norm: true }), final_norm: false, ..Nano::dinov2() },
+        Nano { mlp: Mlp::Plain, ..Nano::dinov2() },
+        Nano { registers: 0, ..Nano::dinov2() },
+    ];
+    for (i, nano) in parts.into_iter().enumerate() {
+        let model = nano.write(&file(&dir, &format!("nano{i}")));
+        let vit = &model.config().vit;
+        let last = if vit.final_norm { features.clone() } else { features[..3].to_vec() };
+        for purpose in [Purpose::Tokens, Purpose::Classification, Purpose::Levels(vec![1, 5]), Purpose::Features(last)]
+        {
+            let keep = vit.adapters.is_some() && purpose == Purpose::Tokens;
+            let adapters = if keep { Adapters::Keep } else { Adapters::Drop };
+            for (target, able) in [(Target::Portable, runtimes()), (Target::Ort, without_candle())] {
+                for size in [[32, 24], [40, 64]] {
+                    let purpose = purpose.clone();
+                    let options = ExportOptions { purpose, adapters, target, size: Some(size), ..Default::default() };
+                    export(&model, &path, &options).unwrap();
+                    agrees(&model, &path, size, &able);
+                    let info = is_tidy(&path);
+                    assert_eq!(info.metadata["prefix_tokens"], vit.prefix_tokens().to_string());
+                    assert_eq!(info.metadata["activation"], if i == 3 { "gelu-erf" } else { "swiglu" });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn registers_are_between_the_class_token_and_the_patches_and_in_no_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Nano::dinov2().write(&file(&dir, "nano"));
+    let path = file(&dir, "x.onnx");
+    let report = export(&model, &path, &ExportOptions::default()).unwrap();
+    assert_eq!(report.outputs[0].shape, ["batch", "16", "16"]); // 1 + 3 + 4·3 tokens
+    let report =
+        export(&model, &path, &ExportOptions { purpose: Purpose::Levels(vec![5]), ..Default::default() }).unwrap();
+    assert_eq!(report.outputs[0].shape, ["batch", "16", "4", "3"]);
+    let names: HashSet<String> = ModelInfo::open(&path).unwrap().nodes.into_iter().map(|node| node.name).collect();
+    for name in ["/blocks.0/ls1/Mul", "/blocks.0/mlp/Sigmoid", "/blocks.5/ls2/Mul"] {
+        assert!(names.contains(name), "{name} is not among {names:?}");
     }
 }
 

@@ -13,20 +13,24 @@ use tec_zoo::model::{Canonical, Ops, Vit, Weights};
 
 const TOLERANCE: f64 = 1e-5;
 
-struct Reference(Weights);
+pub(crate) struct Reference(Weights);
 
 impl Reference {
-    fn open(dir: &Path, name: &str) -> Self {
+    pub(crate) fn open(dir: &Path, name: &str) -> Self {
         Self(Weights::open(&dir.join(name)).unwrap())
     }
 
-    fn get(&self, name: &str) -> Tensor {
+    pub(crate) fn get(&self, name: &str) -> Tensor {
         let view = self.0.get(name).unwrap_or_else(|| panic!("the reference has no {name}"));
         let values: Vec<f32> = view.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         Tensor::from_vec(values, view.shape, &Device::Cpu).unwrap()
     }
 
     fn agrees(&self, name: &str, ours: &Tensor) {
+        self.agrees_within(TOLERANCE, name, ours);
+    }
+
+    pub(crate) fn agrees_within(&self, tolerance: f64, name: &str, ours: &Tensor) {
         let theirs = self.get(name);
         assert_eq!(ours.dims(), theirs.dims(), "{name}");
         let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -37,7 +41,7 @@ impl Reference {
             worst = worst.max((f64::from(*a) - f64::from(*b)).abs());
         }
         let scale = theirs.iter().fold(0f64, |most, b| most.max(f64::from(b.abs())));
-        assert!(worst <= TOLERANCE * scale, "{name}: {:e} relative", worst / scale);
+        assert!(worst <= tolerance * scale, "{name}: {:e} relative", worst / scale);
     }
 }
 

@@ -160,6 +160,7 @@ fn show(plan: &Plan, json: bool, output: &mut Output) -> Result<()> {
             let action = match decision.action {
                 Action::Copy => "copy",
                 Action::Join => "join",
+                Action::Fold => "fold",
                 Action::Ignore => "ignore",
                 Action::OtherBranch => "other branch",
                 Action::Beside => "beside",

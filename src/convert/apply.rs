@@ -116,7 +116,7 @@ impl Plan {
 impl Piece {
     /// Whether the values are computed rather than copied.
     pub(crate) fn is_computed(&self) -> bool {
-        matches!(self.values, Values::Merge(_))
+        matches!(self.values, Values::Merge(_) | Values::Fold { .. })
     }
 }
 
@@ -165,6 +165,15 @@ fn write_file(
     let mut file = File::create_new(path).map_err(io("write", path))?;
     std::io::Write::write_all(&mut file, &header(&slots, &order)).map_err(io("write", path))?;
     let mut out = Counted { out: file, written: 0, progress: step };
+    let numbers = |at: usize| -> Result<Vec<f64>, ConvertError> {
+        let entry = entry(checkpoint, at)?;
+        let mut bytes = Vec::new();
+        checkpoint.stream(entry, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok::<(), ConvertError>(())
+        })?;
+        Ok(to_f64(&bytes, entry.dtype))
+    };
     for at in order {
         let piece = &pieces[at];
         let before = out.written;
@@ -179,16 +188,21 @@ fn write_file(
             Values::Concat(parts) => {
                 parts.iter().try_for_each(|at| checkpoint.stream(entry(checkpoint, *at)?, &mut put))?;
             }
+            Values::Fold { token, table } => {
+                let sum = numbers(*token)?.into_iter().zip(numbers(*table)?).map(|(token, row)| (token + row) as f32);
+                let raw: Vec<u8> = sum.flat_map(f32::to_le_bytes).collect();
+                put(&raw)?;
+            }
+            Values::Tail { of, skip } => {
+                let entry = entry(checkpoint, *of)?;
+                let mut skip = skip * entry.dtype.bitsize() / 8;
+                checkpoint.stream(entry, &mut |bytes| {
+                    let (before, after) = bytes.split_at(skip.min(bytes.len()));
+                    skip -= before.len();
+                    put(after)
+                })?;
+            }
             Values::Merge(inputs) => {
-                let numbers = |at: usize| -> Result<Vec<f64>, ConvertError> {
-                    let entry = entry(checkpoint, at)?;
-                    let mut bytes = Vec::new();
-                    checkpoint.stream(entry, &mut |piece| {
-                        bytes.extend_from_slice(piece);
-                        Ok::<(), ConvertError>(())
-                    })?;
-                    Ok(to_f64(&bytes, entry.dtype))
-                };
                 let token = numbers(inputs.token)?;
                 let [w1, b1, w2, b2] = [inputs.fc1[0], inputs.fc1[1], inputs.fc2[0], inputs.fc2[1]].map(numbers);
                 let merged = merged_class_token(&token, [&w1?, &b1?], [&w2?, &b2?]).unwrap_or_default();

@@ -9,7 +9,7 @@ use super::mapping::{FinalNorm, Mapping};
 use super::problems::{Ambiguous, Misshaped, Missing, Problems, Unclaimed};
 use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::model::{
-    AdapterConfig, ClassifierConfig, DecoderConfig, ParameterSpec, PositionConfig, PositionKind, VitConfig,
+    AdapterConfig, ClassifierConfig, DecoderConfig, Mlp, ParameterSpec, PositionConfig, PositionKind, VitConfig,
     adapter_parameters, vit_parameters,
 };
 
@@ -25,6 +25,16 @@ pub(crate) enum Values {
     Concat(Vec<usize>),
     /// The class token through TEC's input adapter.
     Merge(Box<MergeInputs>),
+    /// The class token plus the first row of the position table.
+    Fold {
+        token: usize,
+        table: usize,
+    },
+    /// All but the first `skip` values.
+    Tail {
+        of: usize,
+        skip: usize,
+    },
 }
 
 /// The tensors of TEC's input adapter.
@@ -78,6 +88,9 @@ pub(crate) fn assemble(
     gather.collect(claims);
     gather.join();
     gather.merge(mapping);
+    if mapping.fold_class_position {
+        gather.fold();
+    }
     let Gather { mut problems, mut model, mut adapters, decoder, .. } = gather;
 
     let mut sizes = Sizes::infer(mapping, &model, &adapters, checkpoint.tensors().len(), &mut problems);
@@ -86,7 +99,7 @@ pub(crate) fn assemble(
     vit.adapters = Sizes::adapters(mapping, &adapters, vit.width);
     vit.decoder = decoder_config(mapping, &decoder);
     let within = |config: &VitConfig| {
-        let most = [config.width, config.mlp_width, config.patch_size].into_iter().max().unwrap_or(0);
+        let most = [config.width, config.mlp_width, config.patch_size, config.registers].into_iter().max().unwrap_or(0);
         let adapters = config.adapters.map_or(0, |a| a.groups.max(a.blocks_per_group).max(a.mlp_width));
         most.max(adapters) <= MAX_SIDE && config.image_size.iter().all(|side| *side <= MAX_PATCHES * MAX_SIDE)
     };
@@ -173,7 +186,7 @@ impl Gather<'_> {
     }
 
     fn float(&mut self, piece: &Piece) {
-        if !matches!(piece.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+        if !is_float(piece.dtype) {
             self.problems.not_float.push((piece.name.clone(), piece.dtype));
         }
     }
@@ -225,6 +238,30 @@ impl Gather<'_> {
         self.adapters.insert(merge.token.clone(), kept);
         self.model.insert(merge.to.clone(), merged);
     }
+
+    /// Where registers come between class token and patches, the class token takes its row of the position table.
+    fn fold(&mut self) {
+        let stored = |name: &str| match self.model.get(name) {
+            Some(Piece { dtype, shape, values: Values::Copy(at), .. }) if is_float(*dtype) => match *shape.as_slice() {
+                [1, rows, width] => Some((*at, rows, width)),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (Some((token, 1, width)), Some((table, rows @ 1.., columns))) = (stored("cls_token"), stored("pos_embed"))
+        else {
+            return;
+        };
+        if !self.model.contains_key("reg_token") || width != columns {
+            return;
+        }
+        let shape = vec![1, 1, width];
+        let folded =
+            Piece { dtype: Dtype::F32, shape, values: Values::Fold { token, table }, ..self.piece("cls_token", token) };
+        let (shape, values) = (vec![1, rows - 1, width], Values::Tail { of: table, skip: width });
+        let patches = Piece { shape, values, ..self.piece("pos_embed", table) };
+        self.model.extend([folded, patches].map(|piece| (piece.name.clone(), piece)));
+    }
 }
 
 /// What the shapes say; a size whose tensors are missing is `None`.
@@ -233,6 +270,9 @@ struct Sizes {
     patch: Option<usize>,
     patches: Option<usize>,
     mlp: Option<usize>,
+    form: Mlp,
+    layer_scale: bool,
+    registers: usize,
     depth: usize,
     final_norm: bool,
     classifier: Option<ClassifierConfig>,
@@ -258,15 +298,25 @@ impl Sizes {
             FinalNorm::UnlessFcNorm => has("norm") || !fc_norm,
             FinalNorm::Optional => has("norm") || adapters.contains_key("encoder_adapter.norm_in.weight"),
         };
-        let patches = side("pos_embed", 1);
-        if patches.is_some_and(|rows| !(2..=MAX_PATCHES).contains(&rows)) {
-            problems.absurd.push(format!("position table of {} rows", patches.unwrap_or(0)));
+        let registers = side("reg_token", 1).unwrap_or(0);
+        // A table that goes with registers has no row for the class token.
+        let class_row = usize::from(registers == 0);
+        let rows = side("pos_embed", 1);
+        let sensible = |rows: &usize| (1 + class_row..=MAX_PATCHES).contains(rows);
+        if rows.is_some_and(|rows| !sensible(&rows)) {
+            problems.absurd.push(format!("position table of {} rows", rows.unwrap_or(0)));
         }
+        // A gate and its value lie in one matrix, of twice the rows that the second Linear reads.
+        let (fc1, fc2) = (side("blocks.0.mlp.fc1.weight", 0), side("blocks.0.mlp.fc2.weight", 1));
+        let gated = fc1.zip(fc2).is_some_and(|(fc1, fc2)| fc2.checked_mul(2) == Some(fc1));
         Self {
             width: side("pos_embed", 2).or_else(|| side("cls_token", 2)).or_else(|| side("patch_embed.proj.weight", 0)),
             patch: side("patch_embed.proj.weight", 2),
-            patches: patches.filter(|rows| (2..=MAX_PATCHES).contains(rows)).map(|rows| rows - 1),
-            mlp: side("blocks.0.mlp.fc1.weight", 0),
+            patches: rows.filter(sensible).map(|rows| rows - class_row),
+            mlp: if gated { fc2 } else { fc1 },
+            form: if gated { Mlp::SwiGlu } else { Mlp::Plain },
+            layer_scale: model.keys().any(|name| name.ends_with(".ls1.gamma") || name.ends_with(".ls2.gamma")),
+            registers,
             depth,
             final_norm,
             classifier: has("head").then(|| ClassifierConfig {
@@ -285,10 +335,13 @@ impl Sizes {
             depth: self.depth,
             heads: 1,
             mlp_width: self.mlp.unwrap_or(1),
+            mlp: self.form,
+            layer_scale: self.layer_scale,
+            registers: self.registers,
             norm_eps: mapping.norm_eps.unwrap_or(1e-6),
             activation: mapping.activation,
             final_norm: self.final_norm,
-            position: PositionConfig { kind: PositionKind::Learned, resample: mapping.resample },
+            position: PositionConfig { kind: PositionKind::Learned, resample: mapping.resample_of(self.registers) },
             classifier: self.classifier,
             adapters: None,
             decoder: None,
@@ -320,6 +373,10 @@ impl Sizes {
     }
 }
 
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+}
+
 /// The number in `blocks.{i}.…`.
 fn index_after(name: &str, prefix: &str) -> Option<usize> {
     name.strip_prefix(prefix)?.split('.').next()?.parse().ok()
@@ -346,7 +403,7 @@ fn require(
     for spec in specs {
         let Some(piece) = pieces.remove(&spec.name) else {
             let shape = sizes.knows(&spec.name).then(|| spec.shape.clone());
-            let sources = mapping.sources_of(&spec.name);
+            let sources = mapping.sources_of(&spec.name, sizes.form);
             problems.missing.push(Missing { name: spec.name.clone(), shape, sources });
             continue;
         };
@@ -354,7 +411,7 @@ fn require(
             let (found, expected) = (piece.shape.clone(), spec.shape.clone());
             problems.misshaped.push(Misshaped { name: spec.name.clone(), found, expected });
         }
-        if !matches!(piece.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+        if !is_float(piece.dtype) {
             problems.not_float.push((spec.name.clone(), piece.dtype));
         }
         out.push(piece);

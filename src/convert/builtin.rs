@@ -5,6 +5,8 @@ use super::{Mapping, MappingError};
 /// Name and text of every mapping.
 const FILES: &[(&str, &str)] = &[
     ("dino", include_str!("../../converters/dino.toml")),
+    ("dinov2", include_str!("../../converters/dinov2.toml")),
+    ("hf-dinov2", include_str!("../../converters/hf-dinov2.toml")),
     ("hf-vit", include_str!("../../converters/hf-vit.toml")),
     ("ibot", include_str!("../../converters/ibot.toml")),
     ("mae", include_str!("../../converters/mae.toml")),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::mapping::{Layout, Mapping, Rule};
 use super::template::{Captures, Template};
 use crate::checkpoint::{Checkpoint, TensorEntry};
+use crate::model::Mlp;
 
 /// What becomes of one tensor of the checkpoint.
 #[derive(Debug, Clone)]
@@ -117,7 +118,7 @@ impl Mapping {
         }
         let rendered = |to: &Template| to.render(&captures);
         match rule {
-            Rule::Model(to) => rendered(to).map(Fate::Model),
+            Rule::Model(to) | Rule::SwiGlu(to) => rendered(to).map(Fate::Model),
             Rule::Adapter(to) => rendered(to).map(Fate::Adapter),
             Rule::Concat { to, part, parts } => rendered(to).map(|to| Fate::Concat { to, part: *part, parts: *parts }),
             Rule::Decoder => Some(Fate::Decoder(key.to_owned())),
@@ -126,14 +127,17 @@ impl Mapping {
         .unwrap_or(Fate::Unclaimed)
     }
 
-    /// The rules backwards: the source keys of a model parameter, in order (several where it is joined).
-    pub(crate) fn sources_of(&self, target: &str) -> Vec<String> {
+    /// The rules backwards: the source keys of a parameter of a model whose MLPs are `mlp`, in order (several where it is
+    /// joined).
+    pub(crate) fn sources_of(&self, target: &str, mlp: Mlp) -> Vec<String> {
         let mut parts = BTreeMap::new();
+        // The rules for SwiGLU come after those they take the place of.
         for (from, rule) in &self.rules {
             let (to, part) = match rule {
                 Rule::Model(to) | Rule::Adapter(to) => (to, 0),
+                Rule::SwiGlu(to) if mlp == Mlp::SwiGlu => (to, 0),
                 Rule::Concat { to, part, .. } => (to, *part),
-                Rule::Decoder | Rule::Ignore => continue,
+                Rule::SwiGlu(_) | Rule::Decoder | Rule::Ignore => continue,
             };
             if let Some(source) = to.captures(target).and_then(|captures| from.render(&captures)) {
                 parts.insert(part, source);

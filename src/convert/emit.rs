@@ -1,18 +1,16 @@
 //! The way back: a model directory into the layout another library loads strictly, by the same rules run backwards.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-
 use super::apply::{claim_destination, io};
 use super::hub::{TIMM_NORM_EPS, config_text};
-use super::mapping::Mapping;
 use super::write::{Counted, Slot, Stop, header, order};
-use super::{ConvertError, Progress};
-use crate::model::{Activation, Canonical, ModelConfig, ModelFile, TensorView, vit_parameters};
+use super::{ConvertError, Progress, hf};
+use crate::model::{Canonical, ModelConfig, ModelFile, TensorView, vit_parameters};
 use crate::staged::{StagedDir, StagedFile};
 
 /// A layout to write.
@@ -21,7 +19,8 @@ use crate::staged::{StagedDir, StagedFile};
 pub enum Layout {
     /// pytorch-image-models: a directory for `timm.create_model("local-dir:…")`, or a bare `.safetensors` file.
     Timm,
-    /// transformers: a directory for `ViTModel` or `ViTForImageClassification`.
+    /// transformers: a directory for `ViTModel`, `ViTForImageClassification`, `Dinov2Model` or
+    /// `Dinov2WithRegistersModel`.
     Hf,
 }
 
@@ -67,7 +66,7 @@ pub fn emit(
     expressible(config, layout)?;
     let tensors = match layout {
         Layout::Timm => timm_tensors(model),
-        Layout::Hf => hf_tensors(model)?,
+        Layout::Hf => hf::tensors(model)?,
     };
     let total = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
     let mut done = 0;
@@ -98,7 +97,7 @@ pub fn emit(
         write(&file, &tensors, out, &mut step)?;
         let text = match layout {
             Layout::Timm => config_text(config, false),
-            Layout::Hf => hf_config(config),
+            Layout::Hf => hf::config_text(config),
         };
         std::fs::write(staged.path().join(ModelFile::Config.name()), text).map_err(io("write", out))?;
         staged.commit().map_err(io("write", out))?;
@@ -116,57 +115,26 @@ pub fn emit(
 }
 
 /// A tensor under its new name; a slice of a parameter where the layout splits it.
-struct Renamed<'m> {
-    name: String,
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    bytes: &'m [u8],
+pub(crate) struct Renamed<'m> {
+    pub(crate) name: String,
+    pub(crate) dtype: safetensors::Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Cow<'m, [u8]>,
 }
 
 fn timm_tensors(model: &Canonical) -> Vec<Renamed<'_>> {
     parameters(model)
-        .map(|(name, view)| Renamed { name, dtype: view.dtype, shape: view.shape.to_vec(), bytes: view.bytes })
+        .map(|(name, view)| Renamed { name, dtype: view.dtype, shape: view.shape.to_vec(), bytes: view.bytes.into() })
         .collect()
 }
 
 /// The model's parameters in file order; opening it proved that all are there.
-fn parameters(model: &Canonical) -> impl Iterator<Item = (String, TensorView<'_>)> {
+pub(crate) fn parameters(model: &Canonical) -> impl Iterator<Item = (String, TensorView<'_>)> {
     let specs = vit_parameters(&model.config().vit);
     specs
         .into_iter()
         .filter_map(|spec| Some((model.model().get(&spec.name)?, spec.name)))
         .map(|(view, name)| (name, view))
-}
-
-fn hf_tensors(model: &Canonical) -> Result<Vec<Renamed<'_>>, ConvertError> {
-    let mapping = Mapping::parse("hf-vit", include_str!("../../converters/hf-vit.toml"))?;
-    let prefixed = model.config().vit.classifier.is_some();
-    let layout = mapping.layouts.iter().find(|layout| layout.prefix.is_empty() != prefixed);
-    let mut out = Vec::new();
-    for (name, view) in parameters(model) {
-        let sources = mapping.sources_of(&name);
-        let parts = sources.len();
-        let rows = view.shape.first().copied().unwrap_or(0);
-        if parts == 0 || (parts > 1 && !rows.is_multiple_of(parts)) {
-            return Err(ConvertError::Inexpressible {
-                layout: "hf",
-                reason: format!("`{name}` has no name there"),
-                hint: "`--to timm` keeps every parameter",
-            });
-        }
-        let mut shape = view.shape.to_vec();
-        if parts > 1 {
-            shape[0] = rows / parts;
-        }
-        for (part, source) in sources.into_iter().enumerate() {
-            let bare = layout.is_none_or(|layout| layout.unprefixed.iter().any(|own| own.captures(&source).is_some()));
-            let prefix = if bare { "" } else { layout.map_or("", |layout| layout.prefix.as_str()) };
-            let size = view.bytes.len() / parts;
-            let bytes = &view.bytes[part * size..(part + 1) * size];
-            out.push(Renamed { name: format!("{prefix}{source}"), dtype: view.dtype, shape: shape.clone(), bytes });
-        }
-    }
-    Ok(out)
 }
 
 /// Refuses what the layout has no field for.
@@ -190,59 +158,12 @@ fn expressible(config: &ModelConfig, layout: Layout) -> Result<(), ConvertError>
             }
         }
         Layout::Hf => {
-            if !vit.final_norm {
-                return refuse(
-                    "it has no final norm, which ViTModel always applies".to_owned(),
-                    "`--to timm` has `final_norm: false`",
-                );
-            }
-            if vit.classifier.is_some_and(|classifier| classifier.fc_norm) {
-                return refuse(
-                    "its head reads the mean of the patches through `fc_norm`".to_owned(),
-                    "`--to timm` has `fc_norm`",
-                );
+            if let Err((reason, hint)) = hf::expressible(vit) {
+                return refuse(reason, hint);
             }
         }
     }
     Ok(())
-}
-
-/// The configuration of transformers' ViTModel.
-fn hf_config(config: &ModelConfig) -> String {
-    let vit = &config.vit;
-    let [height, width] = vit.image_size;
-    let architecture = if vit.classifier.is_some() { "ViTForImageClassification" } else { "ViTModel" };
-    let activation = match vit.activation {
-        Activation::GeluErf => "gelu",
-        Activation::GeluTanh => "gelu_pytorch_tanh",
-    };
-    let mut json = json!({
-        "architectures": [architecture],
-        "model_type": "vit",
-        "hidden_size": vit.width,
-        "num_hidden_layers": vit.depth,
-        "num_attention_heads": vit.heads,
-        "intermediate_size": vit.mlp_width,
-        "hidden_act": activation,
-        "layer_norm_eps": vit.norm_eps,
-        "image_size": if height == width { json!(height) } else { json!([height, width]) },
-        "patch_size": vit.patch_size,
-        "num_channels": 3,
-        "qkv_bias": true,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    });
-    if let Some(classifier) = vit.classifier {
-        let label = |class: usize| format!("LABEL_{class}");
-        let names: serde_json::Map<String, Value> =
-            (0..classifier.classes).map(|c| (c.to_string(), json!(label(c)))).collect();
-        let ids: serde_json::Map<String, Value> = (0..classifier.classes).map(|c| (label(c), json!(c))).collect();
-        json["id2label"] = Value::Object(names);
-        json["label2id"] = Value::Object(ids);
-    }
-    let mut text = serde_json::to_string_pretty(&json).unwrap_or_default();
-    text.push('\n');
-    text
 }
 
 fn write(
@@ -258,7 +179,7 @@ fn write(
     file.write_all(&header(&slots, &order)).map_err(io("write", out))?;
     let mut counted = Counted { out: file, written: 0, progress: step };
     for at in order {
-        counted.write(tensors[at].bytes).map_err(|stop| match stop {
+        counted.write(&tensors[at].bytes).map_err(|stop| match stop {
             Stop::Io(source) => io("write", out)(source),
             Stop::Interrupted => ConvertError::Interrupted,
         })?;

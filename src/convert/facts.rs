@@ -106,9 +106,11 @@ fn agreed<T: PartialEq + Copy + std::fmt::Debug>(
     }
 }
 
-/// Heads of a timm model that is registered under this name; `vit_small_patch16_224` is a `vit_small`.
+/// Heads of a timm model that is registered under this name; `vit_small_patch16_224` is a `vit_small`, unless it is listed
+/// itself.
 fn registered_heads(mapping: &Mapping, architecture: &str) -> Option<usize> {
-    let belongs = |name: &str| architecture.strip_prefix(name).is_some_and(|rest| rest.starts_with("_patch"));
+    let belongs =
+        |name: &str| architecture.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("_patch"));
     mapping.architectures.iter().find(|(name, _)| belongs(name)).map(|(_, heads)| *heads)
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{Activation, Interpolation, ModelConfig, VitConfig};
+use crate::model::{Activation, Interpolation, Mlp, ModelConfig, VitConfig};
 
 /// LayerNorm epsilon of timm's plain ViT; its configuration has no field for another.
 pub(crate) const TIMM_NORM_EPS: f64 = 1e-6;
@@ -38,15 +38,25 @@ fn timm_config(config: &ModelConfig) -> Value {
         "embed_dim": vit.width,
         "depth": vit.depth,
         "num_heads": vit.heads,
-        "mlp_ratio": vit.mlp_width as f64 / vit.width as f64,
+        "mlp_ratio": mlp_ratio(vit),
         // With `fc_norm`, timm's final norm is that one.
         "final_norm": vit.final_norm || fc_norm,
         "fc_norm": fc_norm,
         // The field of the same name beside this one describes the weights; only this one builds the model.
         "global_pool": pool,
     });
-    if vit.activation == Activation::GeluTanh {
+    if vit.mlp == Mlp::Plain && vit.activation == Activation::GeluTanh {
         args["act_layer"] = json!("gelu_tanh");
+    }
+    if vit.layer_scale {
+        // The value is what timm would begin a training with.
+        args["init_values"] = json!(1e-5);
+    } else if vit.mlp == Mlp::SwiGlu {
+        args["init_values"] = Value::Null;
+    }
+    if vit.registers > 0 {
+        args["reg_tokens"] = json!(vit.registers);
+        args["no_embed_class"] = json!(true);
     }
     json!({
         "architecture": architecture(vit),
@@ -73,9 +83,18 @@ fn timm_config(config: &ModelConfig) -> Value {
     })
 }
 
+/// The ratio of which timm takes `int(width · ratio)` rows.
+fn mlp_ratio(vit: &VitConfig) -> f64 {
+    let (rows, width) = (vit.mlp.fc1_rows(vit.mlp_width) as f64, vit.width as f64);
+    let ratio = rows / width;
+    if (ratio * width) < rows { ratio.next_up() } else { ratio }
+}
+
 /// A model timm registers; `model_args` then says every size, so for other widths the nearest will do.
 fn architecture(vit: &VitConfig) -> &'static str {
     match (vit.width, vit.patch_size) {
+        // The MLP's class is the one thing `model_args` cannot say.
+        _ if vit.mlp == Mlp::SwiGlu => "vit_giant_patch14_dinov2",
         (0..=256, _) => "vit_tiny_patch16_224",
         (257..=512, 8) => "vit_small_patch8_224",
         (257..=512, _) => "vit_small_patch16_224",

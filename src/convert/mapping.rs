@@ -67,6 +67,9 @@ struct File {
     activation: Activation,
     position: ExpectedPosition,
     resample: Resample,
+    resample_with_registers: Option<Resample>,
+    #[serde(default)]
+    fold_class_position: bool,
     final_norm: FinalNorm,
     feature: Feature,
     preprocessing: Preprocessing,
@@ -79,6 +82,8 @@ struct File {
     #[serde(default)]
     ignore: Vec<String>,
     model: IndexMap<String, String>,
+    #[serde(default)]
+    swiglu: IndexMap<String, String>,
     #[serde(default)]
     adapters: IndexMap<String, String>,
     #[serde(default)]
@@ -160,6 +165,8 @@ impl Layout {
 pub(crate) enum Rule {
     /// Copied into `model.safetensors` under a new name.
     Model(Template),
+    /// The same, for the MLPs of a model with SwiGLU: backwards, it comes before a [`Rule::Model`] of the same parameter.
+    SwiGlu(Template),
     /// Copied into `adapters.safetensors` under a new name.
     Adapter(Template),
     /// Part `part` of `parts` of a parameter, joined along the first dimension.
@@ -197,6 +204,9 @@ pub struct Mapping {
     pub(crate) activation: Activation,
     pub(crate) position: ExpectedPosition,
     pub(crate) resample: Resample,
+    pub(crate) resample_with_registers: Option<Resample>,
+    /// The table has a row for the class token even where registers follow it.
+    pub(crate) fold_class_position: bool,
     pub(crate) final_norm: FinalNorm,
     pub(crate) feature: Feature,
     pub(crate) preprocessing: Preprocessing,
@@ -245,6 +255,11 @@ impl Mapping {
         self.heads.get(&width).copied()
     }
 
+    /// The family's resampling rule for a model of `registers` register tokens.
+    pub(crate) fn resample_of(&self, registers: usize) -> Resample {
+        self.resample_with_registers.filter(|_| registers > 0).unwrap_or(self.resample)
+    }
+
     fn read(text: &str) -> Result<File, String> {
         if text.len() > MAX_TEXT {
             return Err(format!("{} bytes; at most {MAX_TEXT} are read", text.len()));
@@ -257,6 +272,10 @@ impl Mapping {
         for (from, to) in &file.model {
             let (from, to) = renaming(from, to)?;
             rules.push((from, Rule::Model(to)));
+        }
+        for (from, to) in &file.swiglu {
+            let (from, to) = renaming(from, to)?;
+            rules.push((from, Rule::SwiGlu(to)));
         }
         for (from, to) in &file.adapters {
             let (from, to) = renaming(from, to)?;
@@ -309,6 +328,8 @@ impl Mapping {
             activation: file.activation,
             position: file.position,
             resample: file.resample,
+            resample_with_registers: file.resample_with_registers,
+            fold_class_position: file.fold_class_position,
             final_norm: file.final_norm,
             feature: file.feature,
             preprocessing: file.preprocessing,

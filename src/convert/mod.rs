@@ -29,6 +29,7 @@ mod digest;
 mod emit;
 mod error;
 mod facts;
+mod hf;
 mod hub;
 mod mapping;
 mod merge;

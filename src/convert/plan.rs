@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::assemble::{Assembly, Piece, assemble};
+use super::assemble::{Assembly, Piece, Values, assemble};
 use super::claims::{Claims, Fate, shown};
 use super::detect::{branches, detect};
 use super::facts::{Fact, native_grid, resolve};
@@ -37,6 +37,8 @@ pub enum Action {
     Copy,
     /// Copied bit for bit into a part of a parameter.
     Join,
+    /// The first row is added to the class token, the others are copied bit for bit.
+    Fold,
     /// Listed by the mapping as not part of a model.
     Ignore,
     /// Part of a branch that was not chosen.
@@ -140,7 +142,7 @@ impl Plan {
         let (named, kind) = check_position(mapping, checkpoint, &assembly, grid)??;
         facts.push(Fact::new("position", named, "values"));
 
-        let decisions = decisions(checkpoint, &claims);
+        let decisions = decisions(checkpoint, &claims, &assembly.model);
         let Assembly { model, adapters, decoder, mut vit, .. } = assembly;
         if let Some(grid) = grid {
             vit.image_size = grid.map(|side| side * vit.patch_size);
@@ -304,8 +306,12 @@ fn top(checkpoint: &Checkpoint) -> String {
     if names.is_empty() { "no tensors".to_owned() } else { format!("`{}`", names.join("`, `")) }
 }
 
-fn decisions(checkpoint: &Checkpoint, claims: &Claims) -> Vec<Decision> {
+fn decisions(checkpoint: &Checkpoint, claims: &Claims, model: &[Piece]) -> Vec<Decision> {
+    let folded = |target: &String| {
+        model.iter().any(|piece| piece.name == *target && matches!(piece.values, Values::Tail { .. }))
+    };
     let decide = |fate: &Fate| match fate {
+        Fate::Model(target) if folded(target) => (Action::Fold, Some(target.clone()), Some(ModelFile::Model)),
         Fate::Model(target) => (Action::Copy, Some(target.clone()), Some(ModelFile::Model)),
         Fate::Adapter(target) => (Action::Copy, Some(target.clone()), Some(ModelFile::Adapters)),
         Fate::Concat { to, .. } => (Action::Join, Some(to.clone()), Some(ModelFile::Model)),

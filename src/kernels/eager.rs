@@ -10,6 +10,7 @@ use super::KernelError;
 use super::attention::Attention;
 use super::gelu::Gelu;
 use super::layer_norm::LayerNorm;
+use super::swiglu::SwiGlu;
 use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, TensorView, Vit, position};
 
 /// Computes a model's passes in f32, reading each parameter from its map the first time it is named.
@@ -158,7 +159,7 @@ impl Ops for Eager<'_> {
     fn prepend_token(&mut self, token: &Tensor, x: &Tensor) -> Result<Tensor, KernelError> {
         run("prepend token", || {
             let (batch, _, width) = x.dims3()?;
-            Tensor::cat(&[&token.broadcast_as((batch, 1, width))?.contiguous()?, x], 1)
+            Tensor::cat(&[&token.broadcast_as((batch, token.dim(1)?, width))?.contiguous()?, x], 1)
         })
     }
 
@@ -193,6 +194,15 @@ impl Ops for Eager<'_> {
 
     fn gelu(&mut self, x: &Tensor, kind: Activation) -> Result<Tensor, KernelError> {
         run("gelu", || x.contiguous()?.apply_op1(Gelu(kind)))
+    }
+
+    fn swiglu(&mut self, x: &Tensor) -> Result<Tensor, KernelError> {
+        run("swiglu", || x.contiguous()?.apply_op1(SwiGlu))
+    }
+
+    fn layer_scale(&mut self, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
+        let gamma = self.parameter(name)?;
+        run(name, || x.broadcast_mul(&gamma))
     }
 
     fn attention(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor, KernelError> {

@@ -13,6 +13,7 @@ pub mod gemm;
 mod layer_norm;
 mod normal;
 mod simd;
+mod swiglu;
 
 pub use eager::Eager;
 pub(crate) use eager::tensor_of;

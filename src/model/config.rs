@@ -18,11 +18,23 @@ pub struct VitConfig {
     pub depth: usize,
     /// Attention heads; no tensor's shape reveals it (MoCo v3's ViT-S has 12 where others have 6).
     pub heads: usize,
-    /// Hidden width of each block's MLP.
+    /// Hidden width of each block's MLP: what its second Linear reads, so of a [`Mlp::SwiGlu`] the width after the gate.
     pub mlp_width: usize,
+    /// The form of each block's MLP.
+    #[serde(default, skip_serializing_if = "Mlp::is_plain")]
+    pub mlp: Mlp,
+    /// Whether each residual branch is scaled per channel before it is added (LayerScale, `ls1.gamma`, `ls2.gamma`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub layer_scale: bool,
+    /// Register tokens R between the class token and the patches (DINOv2: 4 or none).
+    ///
+    /// A model with registers has positions for its patches only: what its authors add to the class token is part of
+    /// `cls_token` here, which changes no number and is how timm keeps it (`no_embed_class`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub registers: usize,
     /// Epsilon of every LayerNorm of the encoder.
     pub norm_eps: f64,
-    /// The MLP's activation.
+    /// The activation of a plain MLP.
     pub activation: Activation,
     /// Whether the checkpoint holds the final norm (`norm.weight`, `norm.bias`); released TEC files do not.
     pub final_norm: bool,
@@ -51,13 +63,62 @@ impl VitConfig {
         rows * columns
     }
 
+    /// Tokens before the patches: the class token and the registers.
+    pub fn prefix_tokens(&self) -> usize {
+        1 + self.registers
+    }
+
+    /// Tokens of an image of `patches` patches.
+    pub fn tokens(&self, patches: usize) -> usize {
+        self.prefix_tokens() + patches
+    }
+
+    /// Whether the position table begins with a row for the class token.
+    pub fn has_class_position(&self) -> bool {
+        self.registers == 0
+    }
+
+    /// Rows of the position table.
+    pub fn position_rows(&self) -> usize {
+        self.patches() + usize::from(self.has_class_position())
+    }
+
     /// Width of one attention head.
     pub fn head_width(&self) -> usize {
         self.width / self.heads
     }
 }
 
-/// The MLP's nonlinearity.
+/// The form of a block's MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mlp {
+    /// `fc2(activation(fc1(x)))`.
+    #[default]
+    Plain,
+    /// `fc2(silu(a)·b)`, where `fc1` makes `[a | b]`: DINOv2's ViT-g (`SwiGLUFFNFused`, its `w12` and `w3`).
+    SwiGlu,
+}
+
+impl Mlp {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
+
+    /// Rows of `fc1`, for a hidden width.
+    pub fn fc1_rows(self, width: usize) -> usize {
+        match self {
+            Self::Plain => width,
+            Self::SwiGlu => 2 * width,
+        }
+    }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// A plain MLP's nonlinearity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activation {
@@ -106,13 +167,13 @@ pub enum AxisOrder {
 pub enum Resample {
     /// `interpolate(size=…)`: MAE, TEC, MoCo v3 fine-tuning, mmseg. Scale = source / target size.
     Size,
-    /// `interpolate(scale_factor=(n + offset) / source)`: DINO and iBOT with 0.1; the *scale* enters the kernel,
+    /// `interpolate(scale_factor=(n + offset) / source)`: DINO, iBOT, and DINOv2 without registers, with 0.1; the *scale* enters the kernel,
     /// so values differ from `Size` even where the sizes agree.
     ScaleOffset {
         /// Added to the target size before dividing (0.1 upstream).
         offset: f64,
     },
-    /// `interpolate(size=…, antialias=True)`: timm.
+    /// `interpolate(size=…, antialias=True)`: timm, and DINOv2 with registers.
     SizeAntialias,
 }
 
@@ -258,6 +319,7 @@ impl ModelConfig {
 const MAX_WIDTH: usize = 1 << 16;
 const MAX_DEPTH: usize = 1 << 10;
 const MAX_SIDE: usize = 1 << 14;
+const MAX_REGISTERS: usize = 1 << 10;
 
 impl VitConfig {
     /// Checks that the numbers fit together; a hand-edited `config.json` is input like any other.
@@ -275,6 +337,9 @@ impl VitConfig {
         within("depth", self.depth, MAX_DEPTH)?;
         within("heads", self.heads, MAX_WIDTH)?;
         within("patch_size", self.patch_size, MAX_SIDE)?;
+        if self.registers > MAX_REGISTERS {
+            return Err(format!("`registers` is {}; at most {MAX_REGISTERS} are accepted", self.registers));
+        }
         for side in self.image_size {
             within("image_size", side, MAX_SIDE)?;
             if side % self.patch_size != 0 {

@@ -3,7 +3,8 @@
 //!
 //! Nothing in this module computes: [`crate::kernels`] runs the passes, [`crate::onnx`] records them.
 //!
-//! Shape letters: B batch, H×W image, p patch size, L patches, C width, D depth, N heads.
+//! Shape letters: B batch, H×W image, p patch size, L patches, R registers (0 unless said), C width, D depth, N heads.
+//! Where tokens are written (B, 1 + L, C), a model with registers has (B, 1 + R + L, C).
 
 mod canonical;
 mod config;
@@ -17,7 +18,7 @@ mod vit;
 
 pub use canonical::{Canonical, CanonicalError, ModelFile, TensorView, Weights};
 pub use config::{
-    Activation, AdapterConfig, AxisOrder, ClassifierConfig, DecoderConfig, Feature, Interpolation, Licence,
+    Activation, AdapterConfig, AxisOrder, ClassifierConfig, DecoderConfig, Feature, Interpolation, Licence, Mlp,
     ModelConfig, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
 };
 pub use ops::{Ops, PositionRequest};

@@ -31,13 +31,14 @@ pub trait Ops {
     /// (B, 3, H, W) → (B, L, C): non-overlapping patches through the Linear that `name` stores as a convolution.
     fn patch_embed(&mut self, images: &Self::Value, name: &str, patch: usize) -> Result<Self::Value, Self::Error>;
 
-    /// The position table (1, 1 + rows·columns, C), class row first, resampled where `native` and `grid` differ.
+    /// The position table (1, 1 + rows·columns, C), class row first, resampled where `native` and `grid` differ. A table
+    /// stored without class row is returned without: (1, rows·columns, C).
     fn position(&mut self, name: &str, request: &PositionRequest) -> Result<Self::Value, Self::Error>;
 
     /// Rows `start..start + len` of the token axis of (b, T, C).
     fn tokens(&mut self, x: &Self::Value, start: usize, len: Option<usize>) -> Result<Self::Value, Self::Error>;
 
-    /// (1, 1, C), (B, L, C) → (B, 1 + L, C).
+    /// (1, n, C), (B, T, C) → (B, n + T, C): the class token, or the registers.
     fn prepend_token(&mut self, token: &Self::Value, x: &Self::Value) -> Result<Self::Value, Self::Error>;
 
     /// Elementwise sum with broadcasting over the batch.
@@ -51,6 +52,12 @@ pub trait Ops {
 
     /// Elementwise GELU.
     fn gelu(&mut self, x: &Self::Value, kind: Activation) -> Result<Self::Value, Self::Error>;
+
+    /// (…, 2·h), channels `[a | b]` → (…, h): silu(a)·b, with silu(a) = a / (1 + e^-a).
+    fn swiglu(&mut self, x: &Self::Value) -> Result<Self::Value, Self::Error>;
+
+    /// (…, C) times the stored vector `name` (C): LayerScale.
+    fn layer_scale(&mut self, x: &Self::Value, name: &str) -> Result<Self::Value, Self::Error>;
 
     /// (B, T, 3·C), channels `[q | k | v]` each split in heads → (B, T, C): softmax(q·kᵀ·head_width^-0.5)·v.
     fn attention(&mut self, qkv: &Self::Value, heads: usize) -> Result<Self::Value, Self::Error>;

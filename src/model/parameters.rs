@@ -30,15 +30,25 @@ fn pair(out: &mut Vec<ParameterSpec>, prefix: &str, weight: &[usize]) {
 /// The parameters of `model.safetensors`, in file order.
 pub fn vit_parameters(config: &VitConfig) -> Vec<ParameterSpec> {
     let c = config.width;
-    let mut out = vec![spec("cls_token", &[1, 1, c]), spec("pos_embed", &[1, 1 + config.patches(), c])];
+    let mut out = vec![spec("cls_token", &[1, 1, c])];
+    if config.registers > 0 {
+        out.push(spec("reg_token", &[1, config.registers, c]));
+    }
+    out.push(spec("pos_embed", &[1, config.position_rows(), c]));
     pair(&mut out, "patch_embed.proj", &[c, 3, config.patch_size, config.patch_size]);
     for i in 0..config.depth {
         pair(&mut out, &format!("blocks.{i}.norm1"), &[c]);
         pair(&mut out, &format!("blocks.{i}.attn.qkv"), &[3 * c, c]);
         pair(&mut out, &format!("blocks.{i}.attn.proj"), &[c, c]);
+        if config.layer_scale {
+            out.push(spec(format!("blocks.{i}.ls1.gamma"), &[c]));
+        }
         pair(&mut out, &format!("blocks.{i}.norm2"), &[c]);
-        pair(&mut out, &format!("blocks.{i}.mlp.fc1"), &[config.mlp_width, c]);
+        pair(&mut out, &format!("blocks.{i}.mlp.fc1"), &[config.mlp.fc1_rows(config.mlp_width), c]);
         pair(&mut out, &format!("blocks.{i}.mlp.fc2"), &[c, config.mlp_width]);
+        if config.layer_scale {
+            out.push(spec(format!("blocks.{i}.ls2.gamma"), &[c]));
+        }
     }
     if config.final_norm {
         pair(&mut out, "norm", &[c]);

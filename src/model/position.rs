@@ -37,7 +37,9 @@ pub enum PositionError {
         grid: [usize; 2],
     },
     /// The table does not have the grid it is said to have.
-    #[error("a position table of {values} values is not {rows} × {columns} patches and a class row of width {width}")]
+    #[error(
+        "a position table of {values} values is not {rows} × {columns} patches of width {width}, with or without a class row"
+    )]
     Shape {
         /// Values in the table.
         values: usize,
@@ -72,7 +74,7 @@ pub fn resample_matrices(native: [usize; 2], grid: [usize; 2], rule: Resample) -
 
 /// Resamples `table`, (1 + native rows · native columns, `width`) row-major with the class row first, to `grid`.
 ///
-/// The class row is copied.
+/// The class row is copied; a table without one gives a table without one.
 ///
 /// # Errors
 /// An empty grid, or a table of another size.
@@ -84,12 +86,15 @@ pub fn resample(
     rule: Resample,
 ) -> Result<Vec<f32>, PositionError> {
     let [rows, columns] = native;
-    let expected = rows.checked_mul(columns).and_then(|n| n.checked_add(1)).and_then(|n| n.checked_mul(width));
-    if expected != Some(table.len()) {
-        return Err(PositionError::Shape { values: table.len(), rows, columns, width });
-    }
+    let shape = PositionError::Shape { values: table.len(), rows, columns, width };
+    let patches = rows.checked_mul(columns).and_then(|n| n.checked_mul(width)).filter(|_| width > 0);
+    let class_row = match patches.and_then(|patches| table.len().checked_sub(patches)) {
+        Some(0) => 0,
+        Some(more) if more == width => width,
+        _ => return Err(shape),
+    };
     let [by_rows, by_columns] = resample_matrices(native, grid, rule)?;
-    let (class_row, patches) = table.split_at(width);
+    let (class_row, patches) = table.split_at(class_row);
     // (rows, columns·width) → (grid rows, columns·width)
     let tall = mix(&by_rows, patches, columns * width);
     let mut out = Vec::with_capacity((1 + grid[0] * grid[1]) * width);

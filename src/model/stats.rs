@@ -2,14 +2,14 @@
 //!
 //! # What is counted
 //! One image. Every product of a weight or of an activation with an activation, once, as one multiply-accumulate: patch
-//! embedding, Linears, and attention's q·kᵀ and weights·v (T²·C each). Biases, norms, softmax, GELU and additions are
-//! not. Parts whose result is thrown away count when upstream computes them: both of TEC's decoders predict the class row
+//! embedding, Linears, and attention's q·kᵀ and weights·v (T²·C each). Biases, norms, softmax, GELU, additions and
+//! products taken value by value (LayerScale, a SwiGLU's gate) are not. Parts whose result is thrown away count when upstream computes them: both of TEC's decoders predict the class row
 //! and drop it. This is the convention of Table 8 of the TEC paper: it gives 8.3 G and 17.6 G, and 118.6 M parameters,
 //! for ViT-B, position tables included.
 
 use serde::Serialize;
 
-use super::{AdapterConfig, ParameterSpec, PositionKind, VitConfig, adapter_parameters, vit_parameters};
+use super::{AdapterConfig, Mlp, ParameterSpec, PositionKind, VitConfig, adapter_parameters, vit_parameters};
 
 /// What a model holds and what one image costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,7 +50,7 @@ pub struct TecShape {
 /// Nothing is trained in such a pass: `macs_with_grad` is 0. `trainable` is what fine-tuning would move.
 pub fn vit(config: &VitConfig, image: [usize; 2]) -> Stats {
     let patches = (image[0] / config.patch_size) as u128 * (image[1] / config.patch_size) as u128;
-    let tokens = patches + 1;
+    let tokens = patches + wide(config.prefix_tokens());
     let mut parameters = total(&vit_parameters(config));
     let mut macs = encoder_macs(config, patches, tokens);
     if let Some(classifier) = config.classifier {
@@ -108,7 +108,9 @@ pub fn tec(student: &VitConfig, base: Option<&VitConfig>, shape: &TecShape) -> S
     for output in feature.into_iter().chain(attention).chain(pixels) {
         // Linear in, mask token, LayerNorm, Linear out.
         parameters += (wide(c) * d + d) + d + 2 * d + (d * output + output);
-        macs += kept * wide(c) * d + wide(shape.decoder_depth) * block_macs(d, 4 * d, tokens) + tokens * d * output;
+        macs += kept * wide(c) * d
+            + wide(shape.decoder_depth) * block_macs(d, Mlp::Plain, 4 * d, tokens)
+            + tokens * d * output;
     }
     if let Some(top_k) = shape.top_k {
         macs += (wide(top_k) + 1) * tokens * target;
@@ -130,11 +132,16 @@ fn backbone(config: &VitConfig) -> VitConfig {
 /// `patches` are embedded, `tokens` of them, class token included, go through the blocks.
 fn encoder_macs(config: &VitConfig, patches: u128, tokens: u128) -> u128 {
     let patch = 3 * wide(config.patch_size) * wide(config.patch_size) * wide(config.width);
-    patches * patch + wide(config.depth) * block_macs(wide(config.width), wide(config.mlp_width), tokens)
+    patches * patch + wide(config.depth) * block_macs(wide(config.width), config.mlp, wide(config.mlp_width), tokens)
 }
 
-fn block_macs(c: u128, mlp: u128, tokens: u128) -> u128 {
-    tokens * (4 * c * c + 2 * c * mlp) + 2 * tokens * tokens * c
+/// Of a block whose MLP is `form`, `mlp` wide.
+fn block_macs(c: u128, form: Mlp, mlp: u128, tokens: u128) -> u128 {
+    let linears = match form {
+        Mlp::Plain => 2,
+        Mlp::SwiGlu => 3,
+    };
+    tokens * (4 * c * c + linears * c * mlp) + 2 * tokens * tokens * c
 }
 
 fn block_parameters(c: u128) -> u128 {
@@ -148,7 +155,7 @@ fn adapter_macs(adapters: &AdapterConfig, c: usize, tokens: u128) -> u128 {
 
 fn fixed_positions(config: &VitConfig) -> u128 {
     match config.position.kind {
-        PositionKind::SinCos { .. } => (wide(config.patches()) + 1) * wide(config.width),
+        PositionKind::SinCos { .. } => wide(config.position_rows()) * wide(config.width),
         PositionKind::Learned => 0,
     }
 }

@@ -1,6 +1,6 @@
 //! The ViT forward pass, and TEC's adapters on top of it.
 
-use super::{Activation, AdapterConfig, Ops, PositionRequest, VitConfig};
+use super::{Activation, AdapterConfig, Mlp, Ops, PositionRequest, VitConfig};
 
 /// A point of the forward pass that can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,29 +88,44 @@ impl<'a> Vit<'a> {
         }
     }
 
-    /// Patches, class token and positions: the input of block 0, (B, 1 + L, C).
+    /// Patches, class token, registers and positions: the input of block 0, (B, 1 + R + L, C).
     pub fn embed<O: Ops>(&self, ops: &mut O, images: &O::Value, grid: [usize; 2]) -> Result<O::Value, O::Error> {
         let patches = ops.patch_embed(images, "patch_embed.proj", self.config.patch_size)?;
         let cls = ops.parameter("cls_token")?;
-        let tokens = ops.prepend_token(&cls, &patches)?;
         let request = PositionRequest { native: self.config.grid(), grid, resample: self.config.position.resample };
         let position = ops.position("pos_embed", &request)?;
-        ops.add(&tokens, &position)
+        if self.config.has_class_position() {
+            let tokens = ops.prepend_token(&cls, &patches)?;
+            return ops.add(&tokens, &position);
+        }
+        let patches = ops.add(&patches, &position)?;
+        let registers = ops.parameter("reg_token")?;
+        let tokens = ops.prepend_token(&registers, &patches)?;
+        ops.prepend_token(&cls, &tokens)
     }
 
-    /// Block `i`: pre-norm attention and MLP, each added to its input.
+    /// Block `i`: pre-norm attention and MLP, each scaled where the model has LayerScale, and added to its input.
     pub fn block<O: Ops>(&self, ops: &mut O, x: &O::Value, i: usize) -> Result<O::Value, O::Error> {
         let c = self.config;
         let h = ops.layer_norm(x, &format!("blocks.{i}.norm1"), c.norm_eps)?;
         let h = ops.linear(&h, &format!("blocks.{i}.attn.qkv"))?;
         let h = ops.attention(&h, c.heads)?;
         let h = ops.linear(&h, &format!("blocks.{i}.attn.proj"))?;
+        let h = self.scaled(ops, h, || format!("blocks.{i}.ls1.gamma"))?;
         let x = ops.add(x, &h)?;
         let h = ops.layer_norm(&x, &format!("blocks.{i}.norm2"), c.norm_eps)?;
         let h = ops.linear(&h, &format!("blocks.{i}.mlp.fc1"))?;
-        let h = ops.gelu(&h, c.activation)?;
+        let h = match c.mlp {
+            Mlp::Plain => ops.gelu(&h, c.activation)?,
+            Mlp::SwiGlu => ops.swiglu(&h)?,
+        };
         let h = ops.linear(&h, &format!("blocks.{i}.mlp.fc2"))?;
+        let h = self.scaled(ops, h, || format!("blocks.{i}.ls2.gamma"))?;
         ops.add(&x, &h)
+    }
+
+    fn scaled<O: Ops>(&self, ops: &mut O, h: O::Value, gamma: impl Fn() -> String) -> Result<O::Value, O::Error> {
+        if self.config.layer_scale { ops.layer_scale(&h, &gamma()) } else { Ok(h) }
     }
 
     /// TEC's encoder adapter on an encoder's features: `None` where the model keeps no adapters.
@@ -180,7 +195,7 @@ impl<'a> Vit<'a> {
 
     /// Mean of the patch tokens of the encoder's last output, (B, C).
     pub fn mean<O: Ops>(&self, ops: &mut O, features: &Features<O::Value>) -> Result<O::Value, O::Error> {
-        ops.mean_tokens(features.last(), 1)
+        ops.mean_tokens(features.last(), self.config.prefix_tokens())
     }
 
     /// Logits of a fine-tuned checkpoint's head, (B, classes); `None` where it has none.
@@ -193,7 +208,7 @@ impl<'a> Vit<'a> {
         };
         let pooled = match (classifier.fc_norm, features.blocks.last()) {
             (true, Some(last)) => {
-                let mean = ops.mean_tokens(last, 1)?;
+                let mean = ops.mean_tokens(last, self.config.prefix_tokens())?;
                 ops.layer_norm(&mean, "fc_norm", self.config.norm_eps)?
             }
             _ => self.class_token(ops, features)?,

@@ -32,12 +32,12 @@ pub enum Adapters {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
-    /// `last_hidden_state` (B, 1 + L, C), and `adapted` of the same shape where adapters are kept.
+    /// `last_hidden_state` (B, 1 + R + L, C), and `adapted` of the same shape where adapters are kept.
     #[default]
     Tokens,
     /// `feature` (B, C): what the model's configuration calls its feature; `logits` (B, classes) where there is a head.
     Classification,
-    /// `level{j}` (B, C, H/p, W/p): raw outputs of these blocks, shallowest first, class token dropped.
+    /// `level{j}` (B, C, H/p, W/p): raw outputs of these blocks, shallowest first, class token and registers dropped.
     Levels(Vec<usize>),
     /// Outputs by name: what `embed` runs in a runtime.
     Features(Vec<FeatureOutput>),
@@ -280,6 +280,7 @@ pub(super) fn outputs<O: Ops>(
 ) -> Result<Vec<(String, O::Value)>, O::Error> {
     let vit = Vit::new(&config.vit);
     let features = vit.encode(ops, images, grid)?;
+    let prefix = config.vit.prefix_tokens();
     match purpose {
         Purpose::Tokens => {
             let mut out = vec![("last_hidden_state".to_owned(), features.last().clone())];
@@ -302,7 +303,7 @@ pub(super) fn outputs<O: Ops>(
         Purpose::Levels(levels) => levels
             .iter()
             .enumerate()
-            .map(|(j, block)| Ok((format!("level{j}"), ops.tokens(&features.blocks[*block], 1, None)?)))
+            .map(|(j, block)| Ok((format!("level{j}"), ops.tokens(&features.blocks[*block], prefix, None)?)))
             .collect(),
         Purpose::Features(wanted) => {
             let mut out = Vec::with_capacity(wanted.len());

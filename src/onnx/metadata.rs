@@ -3,7 +3,7 @@
 
 use super::export::{Adapters, ExportOptions, Purpose};
 use super::target::Dialect;
-use crate::model::{Canonical, ModelConfig};
+use crate::model::{Canonical, Mlp, ModelConfig};
 
 /// The model's name.
 pub(super) fn model_id(model: &Canonical, options: &ExportOptions) -> String {
@@ -84,12 +84,12 @@ pub(super) fn entries(
         ("grid", json([size[0] / patch, size[1] / patch])),
         ("native_image_size", json(vit.image_size)),
         ("resample", json(vit.position.resample)),
-        ("prefix_tokens", "1".to_owned()),
+        ("prefix_tokens", json(vit.prefix_tokens())),
         ("width", json(vit.width)),
         ("depth", json(vit.depth)),
         ("heads", json(vit.heads)),
         ("norm_eps", json(vit.norm_eps)),
-        ("activation", json(vit.activation)),
+        ("activation", if vit.mlp == Mlp::SwiGlu { json(vit.mlp) } else { json(vit.activation) }),
         ("has_final_norm", json(vit.final_norm)),
         ("feature", json(feature)),
         ("source_file", provenance.source_file.clone()),

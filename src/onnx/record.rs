@@ -266,6 +266,15 @@ impl<'a> Record<'a> {
         self.node("Slice", &[x, &starts, &ends, &axes], vec![])
     }
 
+    /// Equal parts of the last axis.
+    fn split(&mut self, x: &str, parts: usize) -> Vec<String> {
+        let mut attributes = vec![("axis", Attribute::Int(-1))];
+        if self.dialect.split_counts_outputs() {
+            attributes.push(("num_outputs", Attribute::Int(parts as i64)));
+        }
+        self.nodes("Split", &[x], attributes, parts)
+    }
+
     /// Exactly the pattern ONNX Runtime recognises and fuses.
     fn composed_layer_norm(&mut self, x: &str, weight: &str, bias: &str, eps: f64) -> String {
         let mean = self.reduce_mean(x, -1, true);
@@ -368,7 +377,10 @@ impl Ops for Record<'_> {
         let width = view.shape.last().copied().unwrap_or(0);
         let table = position::resample(&to_f32(view), width, request.native, request.grid, request.resample)
             .map_err(|error| ExportError::unrecordable("position", error.to_string()))?;
-        let dims = vec![1, 1 + rows * columns, width];
+        // As many rows more as the stored table has: a class row, or none.
+        let [native_rows, native_columns] = request.native;
+        let class_row = view.shape.iter().product::<usize>() > native_rows * native_columns * width;
+        let dims = vec![1, usize::from(class_row) + rows * columns, width];
         let name = self.store(name, Element::F32, dims.clone(), Payload::f32(&table));
         Ok(Value { name, form: Form::Stored { dims } })
     }
@@ -389,17 +401,21 @@ impl Ops for Record<'_> {
 
     fn prepend_token(&mut self, token: &Value, x: &Value) -> Result<Value> {
         let (tokens, channels) = self.tokens_of(x)?;
+        let more = match &token.form {
+            Form::Stored { dims } if dims.len() == 3 => dims[1],
+            _ => return Err(ExportError::unrecordable("prepend_token", format!("`{}` is not stored", token.name))),
+        };
         let x = self.stacked(x)?;
         self.scope = vec!["embed".to_owned()];
         // Not Pad, Shape(start, end) or a broadcasting Concat: candle-onnx has none of them.
         let shape = self.node("Shape", &[&x.name], vec![]);
         let first = self.integers(&[0], true);
         let batch = self.node("Gather", &[&shape, &first], vec![("axis", Attribute::Int(0))]);
-        let row = self.integers(&[1, channels as i64], true);
+        let row = self.integers(&[more as i64, channels as i64], true);
         let shape = self.node("Concat", &[&batch, &row], vec![("axis", Attribute::Int(0))]);
         let token = self.node("Expand", &[&token.name, &shape], vec![]);
         let name = self.node("Concat", &[&token, &x.name], vec![("axis", Attribute::Int(1))]);
-        Ok(Value { name, form: Form::Tokens { tokens: tokens + 1, channels } })
+        Ok(Value { name, form: Form::Tokens { tokens: more + tokens, channels } })
     }
 
     fn add(&mut self, a: &Value, b: &Value) -> Result<Value> {
@@ -466,6 +482,30 @@ impl Ops for Record<'_> {
         Ok(Value { name: y, form: x.form.clone() })
     }
 
+    fn swiglu(&mut self, x: &Value) -> Result<Value> {
+        let channels = self.channels_of(x)?;
+        if channels == 0 || !channels.is_multiple_of(2) {
+            return Err(ExportError::unrecordable("swiglu", format!("{channels} channels have no halves")));
+        }
+        let depth = self.scope.len() - 1;
+        self.leave_to(depth);
+        let halves = self.split(&x.name, 2);
+        let sigmoid = self.node("Sigmoid", &[&halves[0]], vec![]);
+        let silu = self.node("Mul", &[&halves[0], &sigmoid], vec![]);
+        let gated = self.node("Mul", &[&silu, &halves[1]], vec![]);
+        Ok(Self::with_channels(x, gated, channels / 2))
+    }
+
+    fn layer_scale(&mut self, x: &Value, name: &str) -> Result<Value> {
+        let channels = self.channels_of(x)?;
+        let gamma = self.stored(name)?;
+        self.enter(name);
+        let depth = self.scope.len() - 1;
+        self.leave_to(depth);
+        let scaled = self.node("Mul", &[&x.name, &gamma], vec![]);
+        Ok(Self::with_channels(x, scaled, channels))
+    }
+
     fn attention(&mut self, qkv: &Value, heads: usize) -> Result<Value> {
         let (tokens, channels) = self.tokens_of(qkv)?;
         let width = channels / 3;
@@ -476,11 +516,7 @@ impl Ops for Record<'_> {
         self.leave_to(depth);
         let fused = self.dialect.fused_attention();
         let qkv = if fused { self.stacked(qkv)? } else { self.flat(qkv) };
-        let mut attributes = vec![("axis", Attribute::Int(-1))];
-        if self.dialect.split_counts_outputs() {
-            attributes.push(("num_outputs", Attribute::Int(3)));
-        }
-        let parts = self.nodes("Split", &[&qkv.name], attributes, 3);
+        let parts = self.split(&qkv.name, 3);
         if fused {
             let heads = Attribute::Int(heads as i64);
             let attributes = vec![("kv_num_heads", heads.clone()), ("q_num_heads", heads)];

@@ -74,7 +74,7 @@ pub enum Origin {
 
 /// A record of activations.
 ///
-/// Tensors of the file: `images` (B, 3, H, W), already normalised; `block{i}` (B, 1 + L, C), raw; `norm`; and, each
+/// Tensors of the file: `images` (B, 3, H, W), already normalised; `block{i}` (B, 1 + R + L, C), raw; `norm`; and, each
 /// optional, `cls_token_merged` (1, 1, C), `embedded`, `adapted`, and `images_large` with `last_large`. Metadata may say
 /// `origin` (`self` where this tool wrote it), `family` and `branch`.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Golden {
     pub(super) fn fits(&self, vit: &VitConfig) -> Result<(), VerifyError> {
         let tokens = |images: &Tensor| match images.dims() {
             &[batch, 3, h, w] if batch > 0 && h > 0 && w > 0 && h % vit.patch_size == 0 && w % vit.patch_size == 0 => {
-                Ok(vec![batch, 1 + (h / vit.patch_size) * (w / vit.patch_size), vit.width])
+                Ok(vec![batch, vit.tokens((h / vit.patch_size) * (w / vit.patch_size)), vit.width])
             }
             shape => Err(crate::kernels::KernelError::Images { shape: shape.to_vec(), patch: vit.patch_size }),
         };

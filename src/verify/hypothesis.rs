@@ -129,11 +129,15 @@ fn position_axes(replay: &mut Replay<'_>, out: &mut Vec<Hypothesis>) -> Result<(
     let table = replay.ops.parameter("pos_embed")?;
     let [rows, columns] = replay.config().grid();
     let (patches, width) = (rows * columns, replay.config().width);
+    let first = replay.config().position_rows() - patches;
+    let with_class_row = |grid: Tensor| match first {
+        0 => Ok(grid),
+        _ => Tensor::cat(&[table.narrow(1, 0, first)?, grid], 1),
+    };
     if rows == columns {
         let transposed = altered("transpose positions", || {
-            let grid = table.narrow(1, 1, patches)?.reshape((1, rows, columns, width))?;
-            let grid = grid.transpose(1, 2)?.contiguous()?.reshape((1, patches, width))?;
-            Tensor::cat(&[table.narrow(1, 0, 1)?, grid], 1)
+            let grid = table.narrow(1, first, patches)?.reshape((1, rows, columns, width))?;
+            with_class_row(grid.transpose(1, 2)?.contiguous()?.reshape((1, patches, width))?)
         })?;
         let cause = Cause::PositionAxes { how: PositionAxes::GridTransposed };
         out.push(Hypothesis::parameters(cause, replay.config(), vec![("pos_embed".into(), transposed)]));
@@ -141,9 +145,9 @@ fn position_axes(replay: &mut Replay<'_>, out: &mut Vec<Hypothesis>) -> Result<(
     if width.is_multiple_of(2) {
         let swapped = altered("swap position halves", || {
             let half = width / 2;
-            let patch = table.narrow(1, 1, patches)?;
+            let patch = table.narrow(1, first, patches)?;
             let halves = [patch.narrow(D::Minus1, half, half)?, patch.narrow(D::Minus1, 0, half)?];
-            Tensor::cat(&[table.narrow(1, 0, 1)?, Tensor::cat(&halves, D::Minus1)?], 1)
+            with_class_row(Tensor::cat(&halves, D::Minus1)?)
         })?;
         let cause = Cause::PositionAxes { how: PositionAxes::HalvesSwapped };
         out.push(Hypothesis::parameters(cause, replay.config(), vec![("pos_embed".into(), swapped)]));

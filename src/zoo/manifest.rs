@@ -36,9 +36,6 @@ pub struct Manifest {
     pub licence: LicenceFacts,
     /// Architecture.
     pub vit: VitConfig,
-    /// What the architecture has that `vit` cannot say; such a model is only listed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beyond: Option<BeyondVit>,
     /// Evaluation preprocessing.
     pub preprocessing: Preprocessing,
     /// The model this one was trained from.
@@ -97,32 +94,6 @@ pub enum Terms {
     TreatAsNonCommercial,
     /// Commercial use is not allowed.
     NonCommercial,
-}
-
-/// Parts of an architecture outside [`VitConfig`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BeyondVit {
-    /// Each residual branch is scaled per channel.
-    #[serde(default)]
-    pub layer_scale: bool,
-    /// Register tokens between class token and patches.
-    #[serde(default)]
-    pub registers: usize,
-    /// The MLP is a SwiGLU (`w12`, `w3`), `vit.mlp_width` wide after the gate.
-    #[serde(default)]
-    pub swiglu: bool,
-}
-
-impl BeyondVit {
-    /// Parameters these parts add to, or take from, those of `vit`.
-    fn extra_parameters(&self, vit: &VitConfig) -> i64 {
-        let [c, d, h] = [vit.width, vit.depth, vit.mlp_width].map(|n| n as i64);
-        let scales = if self.layer_scale { 2 * d * c } else { 0 };
-        // fc1 (h, c) becomes w12 (2h, c); w3 has fc2's shape.
-        let gates = if self.swiglu { d * (h * c + h) } else { 0 };
-        scales + gates + self.registers as i64 * c
-    }
 }
 
 /// The model another one was trained from.
@@ -315,9 +286,6 @@ impl Manifest {
         }
         self.vit.validate()?;
         match self.status {
-            Status::Ready if self.beyond.is_some() => {
-                return Err("it is `ready` but its architecture goes beyond `vit`".into());
-            }
             Status::Ready if self.sources.is_empty() && self.directory.is_none() => {
                 return Err("it is `ready` but has neither a source nor a directory".into());
             }
@@ -327,19 +295,12 @@ impl Manifest {
             Status::Listed if self.reason.is_none() => return Err("it is `listed` without a `reason`".into()),
             Status::Ready | Status::Listed => {}
         }
-        if let Some(beyond) = &self.beyond
-            && beyond.registers > 1 << 10
-        {
-            return Err(format!("`beyond.registers` {} is absurd", beyond.registers));
-        }
         self.sources.iter().try_for_each(Source::validate)
     }
 
     /// Parameters of the backbone, computed from the architecture.
     pub fn parameters(&self) -> u64 {
-        let plain: u64 = vit_parameters(&self.vit).iter().map(|spec| spec.elements() as u64).sum();
-        let extra = self.beyond.as_ref().map_or(0, |beyond| beyond.extra_parameters(&self.vit));
-        plain.saturating_add_signed(extra)
+        vit_parameters(&self.vit).iter().map(|spec| spec.elements() as u64).sum()
     }
 
     /// Such as `ViT-B/16`; unusual sizes are written out.

@@ -13,7 +13,5 @@ mod register;
 
 pub use catalogue::{Lineage, Zoo, ZooError};
 pub use digest::{Digest, DigestError};
-pub use manifest::{
-    Base, BeyondVit, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms,
-};
+pub use manifest::{Base, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms};
 pub use register::register;

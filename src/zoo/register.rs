@@ -42,7 +42,6 @@ pub fn register(overlay: &Path, name: &str, model: &Path) -> Result<PathBuf, Zoo
             conflict: None,
         },
         vit: config.vit.clone(),
-        beyond: None,
         preprocessing: config.preprocessing,
         base: (!one_of.is_empty()).then_some(Base { one_of, note: None }),
         tec: None,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tec_zoo::fetch::{Event, FetchError, Kind, Options, Origin, cache, fetch, fetch_from};
 use tec_zoo::model::{Canonical, Resample};
-use tec_zoo::zoo::{Digest, Manifest, Source, SourceKind, Zoo};
+use tec_zoo::zoo::{Digest, Manifest, Source, SourceKind, Status, Zoo};
 
 use super::server::{Answer, Server};
 use super::{Home, files, full, options};
@@ -269,10 +269,10 @@ fn what_other_tools_have_downloaded_is_not_downloaded_again() {
 
 #[test]
 fn a_listed_model_is_refused_before_anything_is_asked() {
-    let zoo = Zoo::embedded().unwrap();
-    let home = Home::new();
-    let error = get(&home, zoo.get("dinov2-vitb14").unwrap(), &options()).unwrap_err();
-    assert!(matches!(error, FetchError::Listed { .. }) && error.to_string().contains("LayerScale"), "{error}");
+    let mut manifest = Zoo::embedded().unwrap().get("mae-vitb").unwrap().clone();
+    (manifest.status, manifest.reason) = (Status::Listed, Some("its patches are hexagons".into()));
+    let error = get(&Home::new(), &manifest, &options()).unwrap_err();
+    assert!(matches!(error, FetchError::Listed { .. }) && error.to_string().contains("hexagons"), "{error}");
 }
 
 #[test]
