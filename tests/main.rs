@@ -8,6 +8,8 @@ mod cli;
 mod convert;
 #[cfg(feature = "candle")]
 mod dinov2;
+#[cfg(feature = "data")]
+mod data;
 #[cfg(feature = "fetch")]
 mod fetch;
 #[cfg(feature = "candle")]
