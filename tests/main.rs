@@ -6,10 +6,10 @@ mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 mod convert;
-#[cfg(feature = "candle")]
-mod dinov2;
 #[cfg(feature = "data")]
 mod data;
+#[cfg(feature = "candle")]
+mod dinov2;
 #[cfg(feature = "fetch")]
 mod fetch;
 #[cfg(feature = "candle")]
