@@ -10,6 +10,8 @@ mod convert;
 mod data;
 #[cfg(feature = "candle")]
 mod dinov2;
+#[cfg(feature = "train")]
+mod distributed;
 #[cfg(feature = "fetch")]
 mod fetch;
 #[cfg(feature = "candle")]
