@@ -110,26 +110,23 @@ fn attention_over_more_tokens_than_one_block_of_queries_matches_the_definition()
 }
 
 #[test]
-fn a_gradient_through_a_forward_only_operation_is_an_error_and_never_a_zero() {
+fn a_tensor_that_candle_differentiates_is_refused_and_never_loses_its_gradient_in_silence() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path(), 8, 2, Dtype::F32);
     let mut ops = Eager::new(&model);
     let x = Var::from_tensor(&wave(&[1, 3, 24])).unwrap();
     let narrow = Var::from_tensor(&wave(&[1, 3, 8])).unwrap();
     let images = Var::from_tensor(&wave(&[1, 3, 32, 48])).unwrap();
-    let outputs = [
-        ops.gelu(&x, Activation::GeluErf).unwrap(),
-        ops.attention(&x, 2).unwrap(),
-        ops.layer_norm(&narrow, "norm", 1e-6).unwrap(),
-        ops.features(&images).unwrap().last().clone(),
-    ];
-    for output in outputs {
-        let refused = output.sum_all().unwrap().backward().unwrap_err();
-        assert!(matches!(refused, candle_core::Error::BackwardNotSupported { .. }), "{refused}");
+    for refused in [
+        ops.gelu(&x, Activation::GeluErf).map(|_| ()),
+        ops.attention(&x, 2).map(|_| ()),
+        ops.layer_norm(&narrow, "norm", 1e-6).map(|_| ()),
+        ops.linear(&narrow, "blocks.0.attn.proj").map(|_| ()),
+        ops.features(&images).map(|_| ()),
+    ] {
+        let refused = format!("{:?}", refused.unwrap_err());
+        assert!(refused.contains("automatic differentiation"), "{refused}");
     }
-    // What is composed of candle's own operations keeps its gradient.
-    let grads = ops.linear(&narrow, "blocks.0.attn.proj").unwrap().sum_all().unwrap().backward().unwrap();
-    assert!(flat(grads.get(&narrow).unwrap()).iter().any(|g| *g != 0.0));
 }
 
 #[test]

@@ -6,12 +6,8 @@ mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 mod convert;
-#[cfg(feature = "data")]
-mod data;
 #[cfg(feature = "candle")]
 mod dinov2;
-#[cfg(feature = "train")]
-mod distributed;
 #[cfg(feature = "fetch")]
 mod fetch;
 #[cfg(feature = "candle")]
@@ -21,6 +17,8 @@ mod hostile;
 mod images;
 #[cfg(feature = "candle")]
 mod kernels;
+#[cfg(feature = "train")]
+mod method;
 #[cfg(feature = "cli")]
 mod onnx;
 #[cfg(feature = "candle")]

@@ -19,6 +19,8 @@ pub enum Purpose {
     Flip = 2,
     /// Which of its patches are hidden.
     Mask = 3,
+    /// What a new student's parameters start from (the sample is the parameter's number).
+    Initialise = 4,
 }
 
 /// Where numbers between 0 and 1 come from; the second implementation is a test's list.

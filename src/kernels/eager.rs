@@ -2,15 +2,11 @@
 
 use std::collections::HashMap;
 
-use candle_core::{CpuStorage, D, Device, Layout, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::KernelError;
-use super::attention::Attention;
-use super::gelu::Gelu;
-use super::layer_norm::LayerNorm;
-use super::swiglu::SwiGlu;
+use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, swiglu, tokens};
 use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, TensorView, Vit, position};
 
 /// Computes a model's passes in f32, reading each parameter from its map the first time it is named.
@@ -30,15 +26,25 @@ use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, Tensor
 #[derive(Debug)]
 pub struct Eager<'a> {
     model: &'a Canonical,
+    device: Device,
+    precision: DType,
     parameters: HashMap<String, Tensor>,
+    /// Weights of matrix products, in their precision, where that is not the parameters' own.
+    operands: HashMap<String, Tensor>,
     /// Position tables, resampled.
     positions: HashMap<(String, [usize; 2]), (PositionRequest, Tensor)>,
 }
 
 impl<'a> Eager<'a> {
-    /// An executor for `model`; reads nothing yet.
+    /// An executor for `model` on the CPU, in f32; reads nothing yet.
     pub fn new(model: &'a Canonical) -> Self {
-        Self { model, parameters: HashMap::new(), positions: HashMap::new() }
+        Self::on(model, Device::Cpu, DType::F32)
+    }
+
+    /// An executor on `device` whose matrix products run in `precision`: F32, or BF16 with sums and norms in f32.
+    pub fn on(model: &'a Canonical, device: Device, precision: DType) -> Self {
+        let (parameters, operands, positions) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { model, device, precision, parameters, operands, positions }
     }
 
     /// The model.
@@ -56,14 +62,15 @@ impl<'a> Eager<'a> {
             let reason = format!("its shape is {:?}, not {:?}", stored.shape, tensor.dims());
             return Err(KernelError::Parameter { name: name.into(), reason });
         }
+        self.restore(name);
         self.parameters.insert(name.into(), tensor);
-        self.positions.retain(|(table, _), _| table != name);
         Ok(())
     }
 
     /// Forgets every substitution of `name`.
     pub fn restore(&mut self, name: &str) {
         self.parameters.remove(name);
+        self.operands.remove(name);
         self.positions.retain(|(table, _), _| table != name);
     }
 
@@ -92,6 +99,22 @@ impl<'a> Eager<'a> {
         Vit::new(&self.model.config().vit).encode(self, images, grid)
     }
 
+    /// A weight as matrix products take it.
+    fn operand(&mut self, name: &str) -> Result<Tensor, KernelError> {
+        if let Some(tensor) = self.operands.get(name) {
+            return Ok(tensor.clone());
+        }
+        let wide = self.parameter(name)?;
+        if wide.dtype() == self.precision {
+            return Ok(wide);
+        }
+        let tensor = run(name, || wide.to_dtype(self.precision))?;
+        // One copy is enough.
+        self.parameters.remove(name);
+        self.operands.insert(name.into(), tensor.clone());
+        Ok(tensor)
+    }
+
     fn stored(&self, name: &str) -> Result<TensorView<'a>, KernelError> {
         self.model.get(name).ok_or_else(|| KernelError::MissingParameter { name: name.into() })
     }
@@ -107,23 +130,18 @@ impl Ops for Eager<'_> {
         }
         let tensor =
             tensor_of(&self.stored(name)?).map_err(|reason| KernelError::Parameter { name: name.into(), reason })?;
+        let tensor = run(name, || tensor.to_device(&self.device))?;
         self.parameters.insert(name.into(), tensor.clone());
         Ok(tensor)
     }
 
     fn patch_embed(&mut self, images: &Tensor, name: &str, patch: usize) -> Result<Tensor, KernelError> {
-        let [rows, columns] = self.grid(images)?;
-        let weight = self.parameter(&format!("{name}.weight"))?;
+        self.grid(images)?;
+        let weight = self.operand(&format!("{name}.weight"))?;
         let bias = self.parameter(&format!("{name}.bias"))?;
         run(name, || {
-            let batch = images.dim(0)?;
-            // (B, 3, rows, p, columns, p) → (B, rows, columns, 3, p, p): a row is laid out as the kernel is.
-            let patches = images.reshape(&[batch, 3, rows, patch, columns, patch][..])?;
-            let patches = patches.permute([0, 2, 4, 1, 3, 5])?.contiguous()?;
-            let patches = patches.reshape((batch * rows * columns, 3 * patch * patch))?;
-            let width = weight.dim(0)?;
-            let out = patches.matmul(&weight.reshape((width, 3 * patch * patch))?.t()?)?.broadcast_add(&bias)?;
-            out.reshape((batch, rows * columns, width))
+            let rows = tokens::patches(images, patch, None, self.precision)?;
+            linear::forward(&rows, &weight.reshape((weight.dim(0)?, ()))?, &bias, None, DType::F32)
         })
     }
 
@@ -142,7 +160,7 @@ impl Ops for Eager<'_> {
                     run(name, || Ok((table.dim(D::Minus1)?, table.flatten_all()?.to_vec1::<f32>()?)))?;
                 let values = position::resample(&values, width, request.native, request.grid, request.resample)?;
                 let tokens = values.len() / width;
-                run(name, || Tensor::from_vec(values, (1, tokens, width), &Device::Cpu))?
+                run(name, || Tensor::from_vec(values, (1, tokens, width), &self.device))?
             }
         };
         self.positions.insert(key, (*request, out.clone()));
@@ -168,45 +186,38 @@ impl Ops for Eager<'_> {
     }
 
     fn linear(&mut self, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
-        let weight = self.parameter(&format!("{name}.weight"))?;
+        let weight = self.operand(&format!("{name}.weight"))?;
         let bias = self.parameter(&format!("{name}.bias"))?;
-        run(name, || {
-            let (out, inner) = weight.dims2()?;
-            let mut shape = x.dims().to_vec();
-            if shape.last() != Some(&inner) {
-                candle_core::bail!("a Linear of {inner} inputs cannot take {shape:?}");
-            }
-            // One (rows, in)·(in, out) product, whatever the leading axes.
-            let rows = x.elem_count() / inner;
-            let y = x.contiguous()?.reshape((rows, inner))?.matmul(&weight.t()?)?.broadcast_add(&bias)?;
-            if let Some(last) = shape.last_mut() {
-                *last = out;
-            }
-            y.reshape(shape)
-        })
+        run(name, || linear::forward(&x.to_dtype(self.precision)?, &weight, &bias, None, self.precision))
+    }
+
+    fn linear_add(&mut self, residual: &Tensor, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
+        let weight = self.operand(&format!("{name}.weight"))?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        run(name, || linear::forward(&x.to_dtype(self.precision)?, &weight, &bias, Some(residual), DType::F32))
     }
 
     fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f64) -> Result<Tensor, KernelError> {
         let weight = self.parameter(&format!("{name}.weight"))?;
         let bias = self.parameter(&format!("{name}.bias"))?;
-        run(name, || x.contiguous()?.apply_op3(&weight, &bias, LayerNorm { eps }))
+        run(name, || layer_norm::forward(&x.contiguous()?, &weight, &bias, eps, self.precision))
     }
 
     fn gelu(&mut self, x: &Tensor, kind: Activation) -> Result<Tensor, KernelError> {
-        run("gelu", || x.contiguous()?.apply_op1(Gelu(kind)))
+        run("gelu", || gelu::forward(&x.contiguous()?, kind))
     }
 
     fn swiglu(&mut self, x: &Tensor) -> Result<Tensor, KernelError> {
-        run("swiglu", || x.contiguous()?.apply_op1(SwiGlu))
+        run("swiglu", || swiglu::forward(&x.contiguous()?))
     }
 
     fn layer_scale(&mut self, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
         let gamma = self.parameter(name)?;
-        run(name, || x.broadcast_mul(&gamma))
+        run(name, || layer_scale::forward(&x.contiguous()?, &gamma))
     }
 
     fn attention(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor, KernelError> {
-        run("attention", || qkv.contiguous()?.apply_op1(Attention { heads }))
+        run("attention", || attention::forward(&qkv.contiguous()?, heads))
     }
 
     fn concat_channels(&mut self, parts: &[Tensor]) -> Result<Tensor, KernelError> {
@@ -245,19 +256,6 @@ pub(crate) fn tensor_of(view: &TensorView<'_>) -> Result<Tensor, String> {
         other => return Err(format!("its dtype is {other}, not a float")),
     };
     Tensor::from_vec(values, view.shape, &Device::Cpu).map_err(|error| error.to_string())
-}
-
-/// The values of a contiguous f32 storage.
-pub(super) fn contiguous<'s>(
-    storage: &'s CpuStorage,
-    layout: &Layout,
-    operation: &str,
-) -> candle_core::Result<&'s [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        (CpuStorage::F32(_), None) => candle_core::bail!("{operation}: the input is strided"),
-        _ => candle_core::bail!("{operation}: the input is not f32"),
-    }
 }
 
 fn run<T>(operation: &str, f: impl FnOnce() -> candle_core::Result<T>) -> Result<T, KernelError> {

@@ -1,22 +1,42 @@
-//! [`Eager`]: the forward passes computed on candle, on the CPU, in f32.
+//! The forward passes computed on candle's tensors: [`Eager`] runs them, [`Tape`] also runs them back.
 //!
-//! The operations are few and coarse, so each is one pass over memory; matrix products are the `gemm` crate's.
-//! Whatever has no backward here *refuses* one: a custom operation enters candle's graph with `apply_op`, whose default
-//! backward is an error, never with `apply_op…_no_bwd`, which drops the gradient without a word.
+//! The operations are few and coarse, so each is one pass over memory, forward and backward written side by side in one
+//! file. Gradients are [`Tape`]'s, not candle's: a tensor that candle tracks is *refused* by every kernel, since its gradient
+//! would be dropped without a word.
+//!
+//! Results do not depend on the number of threads: sums are taken over fixed pieces, in a fixed order.
 //!
 //! Shape letters: B batch, T tokens, C width, N heads, d = C / N.
 
+mod adamw;
 mod attention;
+mod columns;
 mod eager;
 mod gelu;
 pub mod gemm;
 mod layer_norm;
+mod layer_scale;
+mod linear;
+mod losses;
 mod normal;
+mod parameters;
+mod product;
+mod row_logits;
 mod simd;
+mod slices;
 mod swiglu;
+mod tape;
+mod tokens;
 
+pub use adamw::AdamW;
+pub(crate) use adamw::norm;
 pub use eager::Eager;
 pub(crate) use eager::tensor_of;
+pub(crate) use losses::{Axis, masked_squared_error, normalise, soft_cross_entropy};
+pub use parameters::{Parameters, Slot};
+pub(crate) use row_logits::RowLogits;
+pub use tape::{Tape, Var};
+pub(crate) use tokens::{Restore, patches};
 
 use crate::model::position::PositionError;
 

@@ -47,6 +47,12 @@ pub trait Ops {
     /// (…, in) → (…, out).
     fn linear(&mut self, x: &Self::Value, name: &str) -> Result<Self::Value, Self::Error>;
 
+    /// A residual branch's end: `residual` + linear(x).
+    fn linear_add(&mut self, residual: &Self::Value, x: &Self::Value, name: &str) -> Result<Self::Value, Self::Error> {
+        let h = self.linear(x, name)?;
+        self.add(residual, &h)
+    }
+
     /// LayerNorm over the last axis.
     fn layer_norm(&mut self, x: &Self::Value, name: &str, eps: f64) -> Result<Self::Value, Self::Error>;
 

@@ -106,26 +106,40 @@ impl<'a> Vit<'a> {
 
     /// Block `i`: pre-norm attention and MLP, each scaled where the model has LayerScale, and added to its input.
     pub fn block<O: Ops>(&self, ops: &mut O, x: &O::Value, i: usize) -> Result<O::Value, O::Error> {
+        Ok(self.block_at(ops, x, &format!("blocks.{i}"))?.0)
+    }
+
+    /// The block whose parameters' names start with `prefix`: its output, and its qkv (B, T, 3·C).
+    pub fn block_at<O: Ops>(&self, ops: &mut O, x: &O::Value, prefix: &str) -> Result<(O::Value, O::Value), O::Error> {
         let c = self.config;
-        let h = ops.layer_norm(x, &format!("blocks.{i}.norm1"), c.norm_eps)?;
-        let h = ops.linear(&h, &format!("blocks.{i}.attn.qkv"))?;
-        let h = ops.attention(&h, c.heads)?;
-        let h = ops.linear(&h, &format!("blocks.{i}.attn.proj"))?;
-        let h = self.scaled(ops, h, || format!("blocks.{i}.ls1.gamma"))?;
-        let x = ops.add(x, &h)?;
-        let h = ops.layer_norm(&x, &format!("blocks.{i}.norm2"), c.norm_eps)?;
-        let h = ops.linear(&h, &format!("blocks.{i}.mlp.fc1"))?;
+        let h = ops.layer_norm(x, &format!("{prefix}.norm1"), c.norm_eps)?;
+        let qkv = ops.linear(&h, &format!("{prefix}.attn.qkv"))?;
+        let h = ops.attention(&qkv, c.heads)?;
+        let x = self.end_branch(ops, x, &h, &format!("{prefix}.attn.proj"), &format!("{prefix}.ls1.gamma"))?;
+        let h = ops.layer_norm(&x, &format!("{prefix}.norm2"), c.norm_eps)?;
+        let h = ops.linear(&h, &format!("{prefix}.mlp.fc1"))?;
         let h = match c.mlp {
             Mlp::Plain => ops.gelu(&h, c.activation)?,
             Mlp::SwiGlu => ops.swiglu(&h)?,
         };
-        let h = ops.linear(&h, &format!("blocks.{i}.mlp.fc2"))?;
-        let h = self.scaled(ops, h, || format!("blocks.{i}.ls2.gamma"))?;
-        ops.add(&x, &h)
+        Ok((self.end_branch(ops, &x, &h, &format!("{prefix}.mlp.fc2"), &format!("{prefix}.ls2.gamma"))?, qkv))
     }
 
-    fn scaled<O: Ops>(&self, ops: &mut O, h: O::Value, gamma: impl Fn() -> String) -> Result<O::Value, O::Error> {
-        if self.config.layer_scale { ops.layer_scale(&h, &gamma()) } else { Ok(h) }
+    /// x + layer(h), the latter scaled where the model has LayerScale.
+    fn end_branch<O: Ops>(
+        &self,
+        ops: &mut O,
+        x: &O::Value,
+        h: &O::Value,
+        layer: &str,
+        gamma: &str,
+    ) -> Result<O::Value, O::Error> {
+        if !self.config.layer_scale {
+            return ops.linear_add(x, h, layer);
+        }
+        let h = ops.linear(h, layer)?;
+        let h = ops.layer_scale(&h, gamma)?;
+        ops.add(x, &h)
     }
 
     /// TEC's encoder adapter on an encoder's features: `None` where the model keeps no adapters.

@@ -1,14 +1,15 @@
 //! Pretraining: a new ViT learns to predict, from a part of the image, what a frozen base model makes of all of it.
 
-pub mod distributed;
 mod events;
 mod method;
 mod metrics;
 mod recipe;
 mod schedule;
+mod step;
 
 pub use events::Events;
 pub use method::{AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, Normalise, Target};
 pub use metrics::{Metrics, StepRecord};
 pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
 pub use schedule::Schedule;
+pub use step::{Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, TrainedTensor};

@@ -1,0 +1,94 @@
+//! AdamW over all parameters at once (PyTorch's `torch.optim.AdamW`; decoupled decay, bias-corrected moments).
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::parameters::Parameters;
+use super::slices::{read, write};
+
+const NAME: &str = "adamw";
+
+/// Values a task updates at a time.
+const CHUNK: usize = 32 * 1024;
+
+/// Settings of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// β₁ and β₂.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decay of the parameters that decay, times the learning rate.
+    pub weight_decay: f64,
+}
+
+impl AdamW {
+    /// Update number `step`, counted from 1, with learning rate `lr`.
+    pub(crate) fn update(&self, parameters: &Parameters, step: u64, lr: f64) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if parameters.state().device().is_cuda() {
+            return super::cuda::adamw::update(self, parameters, step, lr);
+        }
+        let step = i32::try_from(step).unwrap_or(i32::MAX);
+        let (b1, b2) = self.betas;
+        // As PyTorch: p ← p·(1 − lr·wd); m, v; p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + eps).
+        let step_size = (lr / (1.0 - b1.powi(step))) as f32;
+        let root = ((1.0 - b2.powi(step)).sqrt()) as f32;
+        let (b1, b2, eps) = (b1 as f32, b2 as f32, self.eps as f32);
+        let keep = (1.0 - lr * self.weight_decay) as f32;
+        let gradients = read::<f32>(parameters.gradients(), NAME)?;
+        let update = |p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], keep: f32| {
+            for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                *m += (1.0 - b1) * (g - *m);
+                *v = *v * b2 + (1.0 - b2) * g * g;
+                *p = *p * keep - step_size * *m / (v.sqrt() / root + eps);
+            }
+        };
+        let count = parameters.count();
+        write::<f32>(parameters.state(), NAME, |state| {
+            let (mut p, moments) = state.split_at_mut(count);
+            let (mut m, mut v) = moments.split_at_mut(count);
+            let mut g = &*gradients;
+            for slot in parameters.slots() {
+                let len = slot.padded;
+                let keep = if slot.decays { keep } else { 1.0 };
+                let (p1, m1, v1) = (take(&mut p, len), take(&mut m, len), take(&mut v, len));
+                let (g1, rest) = g.split_at(len);
+                g = rest;
+                p1.par_chunks_mut(CHUNK)
+                    .zip(m1.par_chunks_mut(CHUNK))
+                    .zip(v1.par_chunks_mut(CHUNK))
+                    .zip(g1.par_chunks(CHUNK))
+                    .for_each(|(((p, m), v), g)| update(p, m, v, g, keep));
+            }
+        })
+    }
+}
+
+fn take<'s>(slice: &mut &'s mut [f32], len: usize) -> &'s mut [f32] {
+    let (taken, rest) = std::mem::take(slice).split_at_mut(len);
+    *slice = rest;
+    taken
+}
+
+/// Euclidean norm of the gradients; not finite when any of them is not.
+pub(crate) fn norm(gradients: &Tensor) -> Result<f64> {
+    if !matches!(gradients.device(), candle_core::Device::Cpu) {
+        return Ok(f64::from(gradients.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt()));
+    }
+    let gradients = read::<f32>(gradients, NAME)?;
+    let sums: Vec<f64> = gradients.par_chunks(CHUNK).map(squares).collect();
+    Ok(sums.iter().sum::<f64>().sqrt())
+}
+
+/// Sum of squares in lanes, which a compiler can keep in registers.
+fn squares(x: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let (chunks, rest) = x.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+}

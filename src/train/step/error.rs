@@ -1,0 +1,58 @@
+//! Why an update could not be made.
+
+use crate::kernels::KernelError;
+use crate::model::position::PositionError;
+
+/// Why a step could not be set up or made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The method, the base and the student do not fit together.
+    #[error("cannot train this student so: {reason}")]
+    Setup {
+        /// What does not fit, and what would.
+        reason: String,
+    },
+    /// The images of a batch do not fit the student.
+    #[error("a batch of {images} values and {noise} noise values does not hold {count} images of {height}×{width}")]
+    Batch {
+        /// Values of the images.
+        images: usize,
+        /// Values of the noise.
+        noise: usize,
+        /// Images promised.
+        count: usize,
+        /// Height the student sees.
+        height: usize,
+        /// Width the student sees.
+        width: usize,
+    },
+    /// A loss or a gradient is not a number any more; no weight was changed.
+    #[error("{term} is {value} in update {step}\nhint: no weight was changed; a lower learning rate or f32 may help")]
+    NonFinite {
+        /// `the feature loss`, `the gradient of blocks.3.…`, ….
+        term: String,
+        /// What it is.
+        value: f64,
+        /// The update, counted from 1.
+        step: u64,
+    },
+    /// A parameter takes no part in the loss.
+    #[error("`{name}` has a gradient of zero in the first update: it would never be trained")]
+    NoGradient {
+        /// The parameter.
+        name: String,
+    },
+    /// A saved state is not this student's.
+    #[error("cannot continue from this state: {reason}")]
+    State {
+        /// What differs.
+        reason: String,
+    },
+    /// A pass could not be computed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The base's patches could not be placed on the student's grid.
+    #[error(transparent)]
+    Position(#[from] PositionError),
+}

@@ -1,0 +1,449 @@
+//! One update: targets from the frozen base, the student's predictions, losses, gradients, AdamW.
+//!
+//! Shape letters: B images, L patches of which K are visible, C channels, R attention rows, N heads.
+
+mod base;
+mod error;
+mod initial;
+mod mask;
+mod student;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+
+use super::{Initialise, Method, Precision, Target};
+use crate::kernels::{
+    AdamW, Axis, Eager, KernelError, Parameters, Slot, Tape, Var, masked_squared_error, norm, normalise, patches,
+    soft_cross_entropy,
+};
+use crate::model::{
+    AxisOrder, Canonical, ModelFile, Ops, ParameterSpec, PositionConfig, PositionKind, Resample, VitConfig,
+};
+use base::{Base, Targets};
+pub use error::StepError;
+use mask::Mask;
+use student::{Predicted, Student};
+
+/// Settings of every update of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepSettings {
+    /// The method; `top_k` and `tau` must be set where an attention target needs them.
+    pub method: Method,
+    /// What products are computed in.
+    pub precision: Precision,
+    /// The optimizer.
+    pub adamw: AdamW,
+    /// What the student's initial weights are a function of.
+    pub seed: u64,
+}
+
+/// Images whose gradients are computed at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MicroBatch {
+    /// B.
+    pub count: usize,
+    /// Normalised (B, 3, H, W), row-major.
+    pub images: Vec<f32>,
+    /// Uniform (B, L): its argsort is the mask.
+    pub noise: Vec<f32>,
+}
+
+/// What happened in one update.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// The update, counted from 1.
+    pub step: u64,
+    /// Sum of the terms.
+    pub loss: f64,
+    /// The feature term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<f64>,
+    /// The attention term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention: Option<f64>,
+    /// The pixel term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pixels: Option<f64>,
+    /// Euclidean norm of all gradients.
+    pub grad_norm: f64,
+}
+
+/// Everything an update changes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepState {
+    /// Updates made.
+    pub step: u64,
+    /// Places of the parameters in each third of `values`.
+    pub slots: Vec<Slot>,
+    /// Parameters, first moments, second moments: 3·N, padding included.
+    pub values: Vec<f32>,
+}
+
+/// A tensor of the trained model, as the common format stores it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainedTensor {
+    /// The file it belongs to.
+    pub file: ModelFile,
+    /// Name and shape.
+    pub spec: ParameterSpec,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+/// What step 0 of a reference compares: the pass's intermediate values, for tests of the method.
+#[derive(Debug, Clone)]
+pub struct Intermediates {
+    /// (B, L, C_base).
+    pub feature_target: Option<Tensor>,
+    /// Logits (B, R, N, L), and their rows (B, R).
+    pub attention_target: Option<(Tensor, Tensor)>,
+    /// (B, L), 1 where hidden.
+    pub hidden: Vec<f32>,
+    /// (B, L).
+    pub restore: Vec<u32>,
+    /// (B, 1 + K, C): Z_e, or the normed output without an encoder adapter.
+    pub latent: Tensor,
+    /// (B, 1 + L, C_base).
+    pub feature_prediction: Option<Tensor>,
+    /// (B, R, N, L).
+    pub attention_prediction: Option<Tensor>,
+}
+
+/// A student in training.
+pub struct Step<'b> {
+    settings: StepSettings,
+    student: Student,
+    base: Option<Base<'b>>,
+    parameters: Parameters,
+    device: Device,
+    step: u64,
+}
+
+/// The losses of one micro-batch, on the tape.
+#[derive(Default)]
+struct Terms {
+    feature: Option<Tensor>,
+    attention: Option<Tensor>,
+    pixels: Option<Tensor>,
+}
+
+impl<'b> Step<'b> {
+    /// A student of architecture `student`, freshly initialised, that learns from `base`. Its position table is fixed:
+    /// sine-cosine, or the base's where the method starts from the base.
+    ///
+    /// # Errors
+    /// [`StepError::Setup`] when the method needs a base, or something of the base that it does not have.
+    pub fn new(
+        base: Option<&'b Canonical>,
+        student: &VitConfig,
+        settings: StepSettings,
+        device: &Device,
+    ) -> Result<Self, StepError> {
+        let setup = |reason: &str| StepError::Setup { reason: reason.into() };
+        let method = &settings.method;
+        student.validate().map_err(|reason| StepError::Setup { reason })?;
+        if !(method.mask_ratio >= 0.0 && method.mask_ratio < 1.0) {
+            return Err(setup(&format!("`mask_ratio` is {}; it must be in [0, 1)", method.mask_ratio)));
+        }
+        if !student.width.is_multiple_of(4) {
+            return Err(setup(&format!(
+                "a sine-cosine table needs a width that is a multiple of 4, not {}",
+                student.width
+            )));
+        }
+        let predicted = match (method.target, base) {
+            (Target::Pixels, _) => Predicted { width: 3 * student.patch_size * student.patch_size, heads: 1 },
+            (_, Some(base)) => {
+                let vit = &base.config().vit;
+                Predicted { width: vit.width, heads: vit.heads }
+            }
+            (_, None) => return Err(setup("features and attention are a base's, and none was given")),
+        };
+        let position = PositionConfig {
+            kind: PositionKind::SinCos { axis_order: AxisOrder::ColumnFirst },
+            resample: Resample::Size,
+        };
+        let vit = match (method.initialise, base) {
+            (Initialise::Base, Some(base)) => VitConfig { position: base.config().vit.position, ..student.clone() },
+            (Initialise::Base, None) => return Err(setup("`initialise = \"base\"` needs a base")),
+            (Initialise::Random, _) => VitConfig { position, ..student.clone() },
+        };
+        let student = Student::new(&vit, method, predicted)?;
+        let precision = match settings.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        let parameters = initial_parameters(&student, base, &settings, precision, device)?;
+        let base = match (method.target, base) {
+            (Target::Pixels, _) | (_, None) => None,
+            (_, Some(base)) => Some(Base::new(base, &student.vit, method, device, precision)?),
+        };
+        Ok(Self { settings, student, base, parameters, device: device.clone(), step: 0 })
+    }
+
+    /// The student's architecture, adapters included.
+    pub fn vit(&self) -> &VitConfig {
+        &self.student.vit
+    }
+
+    /// The trainable parameters.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Updates made so far.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// One update from the mean of the losses of `batches`, with learning rate `lr`.
+    ///
+    /// # Errors
+    /// [`StepError::NonFinite`] before anything is changed; [`StepError::NoGradient`] in the first update.
+    pub fn run(&mut self, batches: &[MicroBatch], lr: f64) -> Result<StepReport, StepError> {
+        let (report, _) = self.gradients(batches)?;
+        let settings = self.settings.adamw;
+        kernel("adamw", || {
+            settings.update(&self.parameters, report.step, lr)?;
+            self.parameters.refresh()
+        })?;
+        self.step = report.step;
+        Ok(report)
+    }
+
+    /// The gradients of an update, left in [`Parameters::gradients`], and what the last micro-batch's pass went through.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn gradients(&mut self, batches: &[MicroBatch]) -> Result<(StepReport, Option<Intermediates>), StepError> {
+        let mut written = vec![false; self.parameters.slots().len()];
+        let mut passes = Vec::with_capacity(batches.len());
+        let mut intermediates = None;
+        for batch in batches {
+            let weight = 1.0 / batches.len() as f64;
+            let (terms, seen) = self.pass(batch, weight, &mut written)?;
+            passes.push(terms);
+            intermediates = Some(seen);
+        }
+        let step = self.step + 1;
+        // The only wait for the device in an update.
+        let mean = |name: &str, term: fn(&Terms) -> Option<&Tensor>| -> Result<Option<f64>, StepError> {
+            let values = passes.iter().filter_map(term).map(|t| t.to_scalar::<f32>().map(f64::from));
+            let values = kernel(name, || values.collect::<candle_core::Result<Vec<f64>>>())?;
+            let mean = (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+            match mean {
+                Some(value) if !value.is_finite() => Err(StepError::NonFinite { term: name.into(), value, step }),
+                mean => Ok(mean),
+            }
+        };
+        let feature = mean("the feature loss", |terms| terms.feature.as_ref())?;
+        let attention = mean("the attention loss", |terms| terms.attention.as_ref())?;
+        let pixels = mean("the pixel loss", |terms| terms.pixels.as_ref())?;
+        let grad_norm = kernel("gradient norm", || norm(self.parameters.gradients()))?;
+        if !grad_norm.is_finite() || self.step == 0 {
+            self.inspect_gradients(&written, step)?;
+        }
+        let loss = [feature, attention, pixels].into_iter().flatten().sum();
+        Ok((StepReport { step, loss, feature, attention, pixels, grad_norm }, intermediates))
+    }
+
+    /// Names the parameter whose gradient is not finite or, in the first update, zero.
+    fn inspect_gradients(&self, written: &[bool], step: u64) -> Result<(), StepError> {
+        for (index, (slot, written)) in self.parameters.slots().iter().zip(written).enumerate() {
+            let name = &slot.spec.name;
+            let value = kernel(name, || norm(&self.parameters.gradient(index)?))?;
+            if !value.is_finite() {
+                return Err(StepError::NonFinite { term: format!("the gradient of {name}"), value, step });
+            }
+            if step == 1 && (!written || value == 0.0) {
+                return Err(StepError::NoGradient { name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Forward and backward of one micro-batch.
+    fn pass(
+        &mut self,
+        batch: &MicroBatch,
+        weight: f64,
+        written: &mut [bool],
+    ) -> Result<(Terms, Intermediates), StepError> {
+        let [height, width] = self.student.vit.image_size;
+        let patches_each = self.student.vit.patches();
+        let count = batch.count;
+        if count == 0 || batch.images.len() != count * 3 * height * width || batch.noise.len() != count * patches_each {
+            let (images, noise) = (batch.images.len(), batch.noise.len());
+            return Err(StepError::Batch { images, noise, count, height, width });
+        }
+        // As upstream: `int(L * (1 - mask_ratio))`.
+        let kept = (patches_each as f64 * (1.0 - self.settings.method.mask_ratio)) as usize;
+        let mask = Mask::new(&batch.noise, patches_each, kept);
+        let hidden_values = mask.hidden();
+        let (images, hidden) = kernel("batch", || {
+            let images = Tensor::from_slice(&batch.images, (count, 3, height, width), &self.device)?;
+            Ok((images, Tensor::from_slice(&hidden_values, (count, patches_each), &self.device)?))
+        })?;
+        let targets = match &mut self.base {
+            Some(base) => base.targets(&images)?,
+            None => Targets { features: Some(self.pixels(&images)?), attention: None },
+        };
+
+        let mut tape = Tape::new(&self.parameters);
+        let pass = self.student.predict(&mut tape, &images, &mask)?;
+        let mut terms = Terms::default();
+        if let (Some(prediction), Some(target)) = (pass.feature, &targets.features) {
+            let loss = tape.loss(prediction, |x| masked_squared_error(x, target, &hidden, weight))?;
+            let term = Some(tape.value(loss).clone());
+            match self.base {
+                Some(_) => terms.feature = term,
+                None => terms.pixels = term,
+            }
+        }
+        let mut attention_prediction: Option<Var> = None;
+        if let (Some(prediction), Some((target, rows))) = (pass.attention, &targets.attention) {
+            let tau = self.settings.method.tau.unwrap_or(1.0);
+            let logits = tape.row_logits(prediction, rows, self.student.attention_logits())?;
+            let loss = tape.loss(logits, |x| soft_cross_entropy(x, target, tau, weight))?;
+            terms.attention = Some(tape.value(loss).clone());
+            attention_prediction = Some(logits);
+        }
+        let intermediates = Intermediates {
+            feature_target: targets.features.clone(),
+            attention_target: targets.attention.clone(),
+            hidden: hidden_values,
+            restore: mask.restore.places.clone(),
+            latent: tape.value(pass.latent).clone(),
+            feature_prediction: pass.feature.map(|var| tape.value(var).clone()),
+            attention_prediction: attention_prediction.map(|var| tape.value(var).clone()),
+        };
+        tape.backward(written, &mut |_| {})?;
+        Ok((terms, intermediates))
+    }
+
+    /// MAE's own target: the pixels of each patch (B, L, p·p·3), row, column, channel, normalised patch by patch when the
+    /// method says so (`patchify` and `forward_loss` in mae's `models_mae.py`).
+    fn pixels(&self, images: &Tensor) -> Result<Tensor, StepError> {
+        let p = self.student.vit.patch_size;
+        let target = kernel("pixel target", || {
+            let rows = patches(images, p, None, DType::F32)?;
+            let (batch, count, size) = rows.dims3()?;
+            let rows = rows.reshape((batch, count, 3, p * p))?.transpose(2, 3)?.contiguous()?;
+            let rows = rows.reshape((batch, count, size))?;
+            match self.settings.method.norm_pix {
+                true => normalise(&rows, Axis::Channels),
+                false => Ok(rows),
+            }
+        })?;
+        Ok(target)
+    }
+
+    /// A copy of everything an update changes.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn state(&self) -> Result<StepState, StepError> {
+        let values = kernel("state", || self.parameters.state().to_vec1::<f32>())?;
+        Ok(StepState { step: self.step, slots: self.parameters.slots().to_vec(), values })
+    }
+
+    /// Continues from `state`.
+    ///
+    /// # Errors
+    /// [`StepError::State`] when it is another student's.
+    pub fn restore(&mut self, state: StepState) -> Result<(), StepError> {
+        let bad = |reason: String| Err(StepError::State { reason });
+        let own = self.parameters.slots();
+        if let Some((theirs, ours)) = state.slots.iter().zip(own).find(|(theirs, ours)| theirs != ours) {
+            return bad(format!("it has `{}` where this student has `{}`", theirs.spec.name, ours.spec.name));
+        }
+        if state.slots.len() != own.len() || state.values.len() != 3 * self.parameters.count() {
+            let (theirs, ours) = (state.values.len(), 3 * self.parameters.count());
+            return bad(format!(
+                "it has {} parameters in {theirs} values; this student has {} in {ours}",
+                state.slots.len(),
+                own.len()
+            ));
+        }
+        self.parameters.restore(state.values)?;
+        self.step = state.step;
+        Ok(())
+    }
+
+    /// The model as it is now: the backbone with its class token through the input adapter, the adapters, the decoder.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn trained(&self) -> Result<Vec<TrainedTensor>, StepError> {
+        let mut out = Vec::new();
+        let files: std::collections::HashMap<String, ModelFile> =
+            self.student.parameters().into_iter().map(|(file, spec)| (spec.name, file)).collect();
+        for (index, slot) in self.parameters.slots().iter().enumerate() {
+            let spec = slot.spec.clone();
+            let values = kernel(&spec.name, || self.parameters.value(index)?.flatten_all()?.to_vec1::<f32>())?;
+            let file = files.get(&spec.name).copied().unwrap_or(ModelFile::Model);
+            out.push(TrainedTensor { file, spec, values });
+        }
+        for spec in self.student.tables() {
+            let values =
+                kernel(&spec.name, || self.parameters.fixed_tensor(&spec.name)?.flatten_all()?.to_vec1::<f32>())?;
+            let file = if spec.name == "pos_embed" { ModelFile::Model } else { ModelFile::Decoder };
+            out.push(TrainedTensor { file, spec, values });
+        }
+        if self.settings.method.input_adapter() {
+            let merged = self.merged_class_token()?;
+            if let Some(token) = out.iter_mut().find(|tensor| tensor.spec.name == "cls_token") {
+                let raw = std::mem::replace(&mut token.values, merged);
+                let name = "input_adapter.cls_token".to_owned();
+                let spec = ParameterSpec { name, shape: token.spec.shape.clone() };
+                out.push(TrainedTensor { file: ModelFile::Adapters, spec, values: raw });
+            }
+        }
+        Ok(out)
+    }
+
+    fn merged_class_token(&self) -> Result<Vec<f32>, StepError> {
+        let mut tape = Tape::new(&self.parameters);
+        let token = self.student.class_token(&mut tape)?;
+        Ok(kernel("cls_token", || tape.value(token).flatten_all()?.to_vec1::<f32>())?)
+    }
+}
+
+/// The student's parameters before the first update.
+fn initial_parameters(
+    student: &Student,
+    base: Option<&Canonical>,
+    settings: &StepSettings,
+    precision: DType,
+    device: &Device,
+) -> Result<Parameters, StepError> {
+    let from_base = |spec: &ParameterSpec| -> Result<Option<Vec<f32>>, StepError> {
+        let (Initialise::Base, Some(base)) = (settings.method.initialise, base) else { return Ok(None) };
+        // What the base never had, such as a lost final norm, starts afresh.
+        let Some(view) = base.model().get(&spec.name) else { return Ok(None) };
+        if view.shape != spec.shape {
+            let reason = format!("the base's `{}` is {:?}, the student's {:?}", spec.name, view.shape, spec.shape);
+            return Err(StepError::Setup { reason });
+        }
+        let tensor = Eager::new(base).parameter(&spec.name)?;
+        Ok(Some(kernel(&spec.name, || tensor.flatten_all()?.to_vec1::<f32>())?))
+    };
+    let mut values = Vec::new();
+    for (index, (file, spec)) in student.parameters().into_iter().enumerate() {
+        let copied = if file == ModelFile::Model { from_base(&spec)? } else { None };
+        let value = copied.unwrap_or_else(|| initial::values(&spec, settings.seed, index as u64));
+        values.push((spec, value));
+    }
+    let mut fixed = Vec::new();
+    for spec in student.tables() {
+        let copied = if spec.name == "pos_embed" { from_base(&spec)? } else { None };
+        let width = spec.shape[2];
+        let table = copied.unwrap_or_else(|| initial::sin_cos(student.vit.grid(), width, AxisOrder::ColumnFirst));
+        fixed.push((spec, table));
+    }
+    Ok(Parameters::new(values, fixed, precision, device)?)
+}
+
+fn kernel<T>(operation: &str, f: impl FnOnce() -> candle_core::Result<T>) -> Result<T, KernelError> {
+    f().map_err(|source| KernelError::Operation { operation: operation.into(), source })
+}

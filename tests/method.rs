@@ -1,0 +1,506 @@
+//! TEC's method against the authors' numbers: targets, masks, predictions, losses, every gradient, and three updates.
+//!
+//! Agreement is `max |Δ| / max |reference|` per tensor: 1e-5 for activations (f32 sums in another order than PyTorch's),
+//! 1e-4 for gradients and stepped parameters (two passes of such sums; AdamW divides small gradients by their own size).
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+use tec_zoo::kernels::AdamW;
+use tec_zoo::model::{Canonical, VitConfig};
+use tec_zoo::train::{
+    AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, MicroBatch, Normalise, Precision, Step,
+    StepError, StepSettings, Target,
+};
+
+const ACTIVATIONS: f64 = 1e-5;
+const GRADIENTS: f64 = 1e-4;
+
+/// A file of `fixtures/reference`, or of the folder `TEC_ZOO_REFERENCE_DIR` names, that records pretraining steps.
+struct Reference {
+    name: String,
+    bytes: Vec<u8>,
+    settings: Value,
+}
+
+impl Reference {
+    fn all() -> Vec<Self> {
+        let own = PathBuf::from("fixtures/reference");
+        let dirs = std::iter::once(own).chain(std::env::var_os("TEC_ZOO_REFERENCE_DIR").map(PathBuf::from));
+        let mut found = Vec::new();
+        for dir in dirs {
+            let mut paths: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+            paths.sort();
+            found.extend(paths.iter().filter_map(|path| Self::open(path)));
+        }
+        assert!(found.len() >= 3, "the reference steps are missing");
+        found
+    }
+
+    /// Both targets, both adapters, and a base of the student's own shape.
+    fn full() -> Self {
+        Self::all().into_iter().find(|reference| reference.name == "tec_full.safetensors").unwrap()
+    }
+
+    fn open(path: &Path) -> Option<Self> {
+        if path.extension()? != "safetensors" {
+            return None;
+        }
+        let bytes = std::fs::read(path).ok()?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+        metadata.info("step0.noise")?;
+        let settings = serde_json::from_str(metadata.metadata().as_ref()?.get("reference")?).ok()?;
+        Some(Self { name: path.file_name()?.to_string_lossy().into_owned(), bytes, settings })
+    }
+
+    fn view(&self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(name).ok()?;
+        let values = match view.dtype() {
+            safetensors::Dtype::I64 => {
+                view.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect()
+            }
+            _ => view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        };
+        Some((view.shape().to_vec(), values))
+    }
+
+    fn get(&self, name: &str) -> Vec<f32> {
+        self.view(name).unwrap_or_else(|| panic!("{} has no {name}", self.name)).1
+    }
+
+    fn number(&self, key: &str) -> usize {
+        self.settings[key].as_u64().unwrap() as usize
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.settings[key].as_bool().unwrap()
+    }
+
+    fn real(&self, key: &str) -> f64 {
+        self.settings[key].as_f64().unwrap()
+    }
+
+    fn agrees(&self, name: &str, ours: &[f32], tolerance: f64) {
+        let theirs = self.get(name);
+        close(&format!("{}: {name}", self.name), ours, &theirs, tolerance);
+    }
+
+    fn vit(&self, prefix: &str) -> VitConfig {
+        let width = self.number(&format!("{prefix}dim"));
+        serde_json::from_value(json!({
+            "image_size": [self.number("img"), self.number("img")], "patch_size": self.number("patch"),
+            "width": width, "depth": self.number(&format!("{prefix}depth")),
+            "heads": self.number(&format!("{prefix}heads")), "mlp_width": 4 * width, "norm_eps": 1e-6,
+            "activation": "gelu-erf", "final_norm": true,
+            "position": {"kind": {"type": "sin-cos", "axis_order": "column-first"}, "resample": {"rule": "size"}},
+        }))
+        .unwrap()
+    }
+
+    /// The reference's base model, in the common format.
+    fn base(&self, dir: &Path) -> Canonical {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let names = file.names();
+        let targets = ["base.feature_target_raw", "base.attention_target_logits", "base.attention_topk_idx"];
+        let views: Vec<(String, TensorView<'_>)> = names
+            .iter()
+            .filter(|name| name.starts_with("base.") && !targets.contains(name))
+            .map(|name| (name["base.".len()..].to_owned(), file.tensor(name).unwrap()))
+            .collect();
+        std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+        let config = json!({"tec_zoo": {
+            "format": 1, "family": "mae", "vit": self.vit("base_"), "feature": "cls",
+            "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop_pct": 0.875},
+            "provenance": {"source_file": "none", "source_sha256": "", "source_bytes": 0, "container": "none",
+                "converter": "none", "tool": "test"},
+            "licence": {"spdx": "unknown"},
+        }});
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        Canonical::open(dir).unwrap()
+    }
+
+    fn settings(&self) -> StepSettings {
+        let attention = self.flag("attention_target");
+        StepSettings {
+            method: Method {
+                target: if attention { Target::FeatureAndAttention } else { Target::Feature },
+                top_k: attention.then(|| self.number("top_k")),
+                tau: attention.then(|| self.real("tau")),
+                last_blocks: self.number("last_layers"),
+                mask_ratio: self.real("mask_ratio"),
+                adapters: match self.flag("input_adapter") {
+                    true => ConditionalAdapters::InputAndEncoder,
+                    false => ConditionalAdapters::Encoder,
+                },
+                decoder: DecoderShape {
+                    width: self.number("decoder_dim"),
+                    depth: self.number("decoder_depth"),
+                    heads: self.number("decoder_heads"),
+                },
+                ..method()
+            },
+            precision: Precision::F32,
+            adamw: AdamW {
+                betas: (self.settings["betas"][0].as_f64().unwrap(), self.settings["betas"][1].as_f64().unwrap()),
+                eps: 1e-8,
+                weight_decay: self.real("weight_decay"),
+            },
+            seed: 0,
+        }
+    }
+
+    fn batch(&self, step: usize) -> MicroBatch {
+        let noise = self.get(&format!("step{step}.noise"));
+        MicroBatch { count: self.number("batch"), images: self.get("images"), noise }
+    }
+}
+
+fn method() -> Method {
+    Method {
+        target: Target::FeatureAndAttention,
+        normalise: Normalise::Patch,
+        last_blocks: 2,
+        attention_rows: AttentionRows::Selected,
+        top_k: Some(3),
+        tau: Some(1.8),
+        norm_pix: true,
+        adapters: ConditionalAdapters::InputAndEncoder,
+        blocks_per_group: 3,
+        initialise: Initialise::Random,
+        mask_ratio: 0.75,
+        decoder: DecoderShape { width: 16, depth: 2, heads: 4 },
+    }
+}
+
+/// Upstream's name of one of our parameters.
+fn upstream(name: &str) -> String {
+    let name = name.replace("input_adapter.", "cls_token_mlp.");
+    let name = name.replace("encoder_adapter.norm_in", "encoder_adaptor.adap_before");
+    let name = name.replace("encoder_adapter.norm_out", "encoder_adaptor.adap_after");
+    let Some(rest) = name.strip_prefix("encoder_adapter.groups.") else { return name };
+    let (group, part) = rest.split_once('.').unwrap();
+    match part.strip_prefix("fuse.") {
+        Some(leaf) => format!("encoder_adaptor.fuse_fcs.{group}.{leaf}"),
+        None => format!("encoder_adaptor.adap_mlps.{group}.{}", &part["mlp.".len()..]),
+    }
+}
+
+fn close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f64) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    assert!(ours.iter().all(|x| x.is_finite()), "{what} is not finite");
+    let worst = ours.iter().zip(theirs).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    let scale = theirs.iter().map(|b| f64::from(b.abs())).fold(0.0, f64::max);
+    assert!(worst <= tolerance * scale, "{what}: {:e} relative", worst / scale);
+}
+
+fn flat(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A step whose student holds the reference's weights.
+fn step<'b>(reference: &Reference, base: &'b Canonical, precision: Precision) -> Step<'b> {
+    let settings = StepSettings { precision, ..reference.settings() };
+    let mut step = Step::new(Some(base), &reference.vit(""), settings, &Device::Cpu).unwrap();
+    let mut state = step.state().unwrap();
+    for slot in &state.slots {
+        let value = reference.get(&format!("student.{}", upstream(&slot.spec.name)));
+        state.values[slot.range.clone()].copy_from_slice(&value);
+    }
+    step.restore(state).unwrap();
+    step
+}
+
+#[test]
+fn targets_predictions_losses_and_every_gradient_agree_with_the_authors_code() {
+    for reference in Reference::all() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = reference.base(dir.path());
+        let mut step = step(&reference, &base, Precision::F32);
+        for tensor in step.trained().unwrap().iter().filter(|tensor| tensor.spec.name.ends_with("pos_embed")) {
+            reference.agrees(&format!("student.{}", tensor.spec.name), &tensor.values, 1e-6);
+        }
+        let (report, seen) = step.gradients(&[reference.batch(0)]).unwrap();
+        let seen = seen.unwrap();
+
+        reference.agrees("step0.mask", &seen.hidden, 0.0);
+        let restore: Vec<f32> = seen.restore.iter().map(|place| *place as f32).collect();
+        reference.agrees("step0.ids_restore", &restore, 0.0);
+        let raw = reference.get("base.feature_target_raw");
+        let (tokens, width) = (reference.number("img") / reference.number("patch"), reference.number("base_dim"));
+        let expected = patch_normalised(&raw, tokens * tokens, width);
+        close("normalised features", &flat(&seen.feature_target.unwrap()), &expected, ACTIVATIONS);
+        if let Some((logits, rows)) = &seen.attention_target {
+            reference.agrees("base.attention_target_logits", &flat(logits), ACTIVATIONS);
+            // Row 0 is the class token; token numbers are patch numbers plus one.
+            let rows: Vec<Vec<u32>> = rows.to_vec2().unwrap();
+            let picked: Vec<f32> =
+                rows.iter().flat_map(|row| row[1..].iter().map(|token| (token - 1) as f32)).collect();
+            assert!(rows.iter().all(|row| row[0] == 0));
+            reference.agrees("base.attention_topk_idx", &picked, 0.0);
+            reference.agrees("step0.attention_pred_logits", &flat(&seen.attention_prediction.unwrap()), ACTIVATIONS);
+        }
+        reference.agrees("step0.adapter_out", &flat(&seen.latent), ACTIVATIONS);
+        let prediction = seen.feature_prediction.unwrap();
+        let patches = prediction.dim(1).unwrap() - 1;
+        let prediction = flat(&prediction.narrow(1, 1, patches).unwrap().contiguous().unwrap());
+        reference.agrees("step0.feature_pred", &prediction, ACTIVATIONS);
+
+        let history = &reference.settings["history"][0];
+        close("loss", &[report.loss as f32], &[history["loss"].as_f64().unwrap() as f32], ACTIVATIONS);
+        close("norm", &[report.grad_norm as f32], &[history["grad_norm"].as_f64().unwrap() as f32], GRADIENTS);
+        let gradients: Vec<f32> = step.parameters().gradients().to_vec1().unwrap();
+        for slot in step.parameters().slots() {
+            let name = format!("step0.grad.{}", upstream(&slot.spec.name));
+            reference.agrees(&name, &gradients[slot.range.clone()], GRADIENTS);
+        }
+        let theirs = SafeTensors::deserialize(&reference.bytes).unwrap();
+        let theirs = theirs.names().iter().filter(|name| name.starts_with("step0.grad.")).count();
+        assert_eq!(theirs, step.parameters().slots().len(), "{}: a gradient nobody asked for", reference.name);
+    }
+}
+
+/// (y − μ)/√(σ² + 1e-6) per image and channel over the patches, σ² unbiased, in f64: the definition.
+fn patch_normalised(raw: &[f32], patches: usize, width: usize) -> Vec<f32> {
+    let mut out = vec![0f32; raw.len()];
+    for (out, raw) in out.chunks_exact_mut(patches * width).zip(raw.chunks_exact(patches * width)) {
+        for c in 0..width {
+            let column: Vec<f64> = (0..patches).map(|l| f64::from(raw[l * width + c])).collect();
+            let mean = column.iter().sum::<f64>() / patches as f64;
+            let variance = column.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (patches as f64 - 1.0);
+            for (l, x) in column.iter().enumerate() {
+                out[l * width + c] = ((x - mean) / (variance + 1e-6).sqrt()) as f32;
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn losses_and_parameters_agree_after_every_update() {
+    for reference in Reference::all() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = reference.base(dir.path());
+        let mut step = step(&reference, &base, Precision::F32);
+        for (at, history) in reference.settings["history"].as_array().unwrap().iter().enumerate() {
+            let report = step.run(&[reference.batch(at)], reference.real("lr")).unwrap();
+            let number = |key: &str| history.get(key).and_then(Value::as_f64);
+            close("loss", &[report.loss as f32], &[number("loss").unwrap() as f32], GRADIENTS);
+            assert_eq!(report.feature.is_some(), number("loss_fea").is_some());
+            assert_eq!(report.attention.is_some(), number("loss_att").is_some());
+            for (ours, theirs) in [(report.feature, number("loss_fea")), (report.attention, number("loss_att"))] {
+                if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                    close("term", &[ours as f32], &[theirs as f32], GRADIENTS);
+                }
+            }
+            let state = step.state().unwrap();
+            for slot in &state.slots {
+                let name = format!("after{}.{}", at + 1, upstream(&slot.spec.name));
+                if reference.view(&name).is_none() {
+                    continue;
+                }
+                // AdamW divides a gradient by its own size. Where that is rounding noise (a bias of keys shifts a whole
+                // row of logits, which softmax does not see; a few weights by chance) the value moves by up to lr an
+                // update whichever way the noise points, in the authors' code too. Everything else agrees.
+                let gradient = reference.get(&format!("step0.grad.{}", upstream(&slot.spec.name)));
+                let noise = 1e-6 * gradient.iter().fold(0f32, |most, g| most.max(g.abs()));
+                let (ours, theirs) = (&state.values[slot.range.clone()], reference.get(&name));
+                let drift = 2.0 * (at + 1) as f32 * reference.real("lr") as f32;
+                let (mut kept_ours, mut kept_theirs) = (Vec::new(), Vec::new());
+                for ((ours, theirs), gradient) in ours.iter().zip(&theirs).zip(&gradient) {
+                    if gradient.abs() > noise {
+                        kept_ours.push(*ours);
+                        kept_theirs.push(*theirs);
+                    } else {
+                        assert!((ours - theirs).abs() <= drift, "{}: {name}", reference.name);
+                    }
+                }
+                assert!(2 * kept_ours.len() >= theirs.len(), "{}: {name} is mostly noise", reference.name);
+                close(&format!("{}: {name}", reference.name), &kept_ours, &kept_theirs, GRADIENTS);
+            }
+        }
+        assert!(reference.view(&format!("after{}.norm.bias", reference.number("steps"))).is_some());
+    }
+}
+
+#[test]
+fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let whole = reference.batch(0);
+    let (each_image, each_noise) = (whole.images.len() / whole.count, whole.noise.len() / whole.count);
+    let parts: Vec<MicroBatch> = (0..whole.count)
+        .map(|i| MicroBatch {
+            count: 1,
+            images: whole.images[i * each_image..][..each_image].to_vec(),
+            noise: whole.noise[i * each_noise..][..each_noise].to_vec(),
+        })
+        .collect();
+    let gradient = |batches: &[MicroBatch]| {
+        let mut step = step(reference, &base, Precision::F32);
+        let (report, _) = step.gradients(batches).unwrap();
+        (report.loss as f32, step.parameters().gradients().to_vec1::<f32>().unwrap())
+    };
+    let (one, several) = (gradient(&[whole]), gradient(&parts));
+    close("loss", &[several.0], &[one.0], 1e-5);
+    // Every image hides as many patches, so the mean of the parts is the mean of the whole.
+    close("gradients", &several.1, &one.1, 1e-5);
+}
+
+#[test]
+fn bf16_products_stay_near_the_f32_step() {
+    // bf16 keeps 8 bits: half a unit is 2⁻⁹ ≈ 2e-3 relative for each rounded operand, and some dozens of them follow one
+    // another through six blocks. 6e-2 of the gradient's norm is what that leaves in tensors as small as these; a wrong term shows as a multiple.
+    for reference in Reference::all() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = reference.base(dir.path());
+        let run = |precision| {
+            let mut step = step(&reference, &base, precision);
+            let (report, _) = step.gradients(&[reference.batch(0)]).unwrap();
+            (report.loss, step.parameters().gradients().to_vec1::<f32>().unwrap())
+        };
+        let (wide, narrow) = (run(Precision::F32), run(Precision::Bf16));
+        assert!((narrow.0 - wide.0).abs() < 1e-2 * wide.0, "{}: loss {} against {}", reference.name, narrow.0, wide.0);
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let apart = norm(&mut narrow.1.iter().zip(&wide.1).map(|(a, b)| a - b)) / norm(&mut wide.1.iter().copied());
+        assert!(apart < 6e-2, "{}: {apart:e}", reference.name);
+        assert!(apart > 0.0, "bf16 was not used");
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut step = step(reference, &base, Precision::F32);
+            for at in 0..2 {
+                step.run(&[reference.batch(at)], 1e-3).unwrap();
+            }
+            step.state().unwrap().values
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn every_ablation_trains_and_moves_every_parameter() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let mut variants = Vec::new();
+    for target in [Target::Feature, Target::Attention, Target::FeatureAndAttention, Target::Pixels] {
+        variants.push(Method { target, ..method() });
+    }
+    for adapters in [
+        ConditionalAdapters::None,
+        ConditionalAdapters::Input,
+        ConditionalAdapters::Encoder,
+        ConditionalAdapters::InputAndEncoder,
+    ] {
+        variants.push(Method { adapters, ..method() });
+    }
+    for normalise in [Normalise::None, Normalise::Channel] {
+        variants.push(Method { normalise, ..method() });
+    }
+    for attention_rows in [AttentionRows::Class, AttentionRows::All] {
+        variants.push(Method { attention_rows, top_k: None, ..method() });
+    }
+    variants.push(Method { initialise: Initialise::Base, ..method() });
+    variants.push(Method { last_blocks: 6, ..method() });
+    variants.push(Method { target: Target::Pixels, norm_pix: false, ..method() });
+    for method in variants {
+        let settings = StepSettings { method: method.clone(), ..reference.settings() };
+        let mut step = Step::new(Some(&base), &reference.vit(""), settings, &Device::Cpu).unwrap();
+        let before = step.state().unwrap();
+        let first = step.run(&[reference.batch(0)], 1e-3).unwrap();
+        let after = step.state().unwrap();
+        for slot in &before.slots {
+            let range = slot.range.clone();
+            assert_ne!(before.values[range.clone()], after.values[range], "{method:?}: {}", slot.spec.name);
+        }
+        let mut last = first;
+        for _ in 0..12 {
+            last = step.run(&[reference.batch(0)], 1e-3).unwrap();
+        }
+        assert!(last.loss < first.loss, "{method:?}: {} after {}", last.loss, first.loss);
+    }
+}
+
+#[test]
+fn a_student_of_another_patch_size_learns_from_the_base_run_at_its_own_grid() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    // 64 px in 8-pixel patches: a grid of 8×8, which the base of 16-pixel patches has at 128 px.
+    let vit = VitConfig { patch_size: 8, ..reference.vit("") };
+    let mut step = Step::new(Some(&base), &vit, reference.settings(), &Device::Cpu).unwrap();
+    let batch = MicroBatch { noise: (0..3 * 64).map(|i| (i as f32 * 0.37).sin()).collect(), ..reference.batch(0) };
+    let (report, seen) = step.gradients(&[batch]).unwrap();
+    assert!(report.loss.is_finite());
+    assert_eq!(seen.unwrap().feature_target.unwrap().dims(), [3, 64, 24]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_changes_nothing() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let mut step = step(reference, &base, Precision::F32);
+    step.run(&[reference.batch(0)], 1e-3).unwrap();
+    let before = step.state().unwrap();
+    let mut batch = reference.batch(1);
+    batch.images[5] = f32::NAN;
+    let refused = step.run(&[batch], 1e-3).unwrap_err();
+    assert!(matches!(&refused, StepError::NonFinite { step: 2, .. }), "{refused}");
+    assert!(refused.to_string().contains("loss"), "{refused}");
+    assert!(step.state().unwrap() == before);
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused_with_a_reason() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let refused = |method: Method, base: Option<&Canonical>, vit: &VitConfig| {
+        let settings = StepSettings { method, ..reference.settings() };
+        match Step::new(base, vit, settings, &Device::Cpu) {
+            Ok(_) => panic!("accepted"),
+            Err(error) => error.to_string(),
+        }
+    };
+    let vit = reference.vit("");
+    let wider = VitConfig { width: 48, mlp_width: 192, ..vit.clone() };
+    for (method, base, vit, word) in [
+        (method(), None, &vit, "base"),
+        (Method { top_k: Some(17), ..method() }, Some(&base), &vit, "top_k"),
+        (Method { top_k: None, ..method() }, Some(&base), &vit, "top_k"),
+        (Method { last_blocks: 7, ..method() }, Some(&base), &vit, "last_blocks"),
+        (Method { last_blocks: 0, ..method() }, Some(&base), &vit, "last_blocks"),
+        (Method { blocks_per_group: 4, ..method() }, Some(&base), &vit, "blocks_per_group"),
+        (Method { mask_ratio: 1.0, ..method() }, Some(&base), &vit, "mask_ratio"),
+        (Method { mask_ratio: f64::NAN, ..method() }, Some(&base), &vit, "mask_ratio"),
+        (Method { initialise: Initialise::Base, ..method() }, Some(&base), &wider, "cls_token"),
+        (Method { decoder: DecoderShape { width: 16, depth: 2, heads: 3 }, ..method() }, Some(&base), &vit, "heads"),
+    ] {
+        let message = refused(method, base, vit);
+        assert!(message.contains(word), "{message}");
+    }
+    let mut step = step(reference, &base, Precision::F32);
+    let mut short = reference.batch(0);
+    short.noise.pop();
+    assert!(matches!(step.run(&[short], 1e-3), Err(StepError::Batch { .. })));
+    let mut state = step.state().unwrap();
+    state.slots.pop();
+    assert!(matches!(step.restore(state), Err(StepError::State { .. })));
+}
