@@ -6,8 +6,12 @@ mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 mod convert;
+#[cfg(feature = "data")]
+mod data;
 #[cfg(feature = "candle")]
 mod dinov2;
+#[cfg(feature = "train")]
+mod distributed;
 #[cfg(feature = "fetch")]
 mod fetch;
 #[cfg(feature = "candle")]

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::walk;
+
 /// Why images could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -38,6 +40,46 @@ pub enum DataError {
         /// Why not.
         reason: String,
     },
+    /// This is nothing to train on.
+    #[error("cannot train on `{path}`: {reason}")]
+    Source {
+        /// The folder, list, pattern or shard.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The training data disappeared while it was in use.
+    #[error(
+        "the training data in `{path}` is gone\nhint: is the disk still mounted? A run resumes from its last checkpoint"
+    )]
+    Vanished {
+        /// Where it was.
+        path: String,
+    },
+    /// More images are broken than was allowed.
+    #[error("{count} images cannot be used, more than the {limit} allowed; the last is `{path}`: {reason}")]
+    TooManyBroken {
+        /// Different images that could not be used.
+        count: usize,
+        /// How many were allowed.
+        limit: usize,
+        /// The one that was too many.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The loader cannot work with these settings.
+    #[error("cannot load {what}")]
+    Settings {
+        /// What was asked for.
+        what: String,
+    },
+    /// A worker thread could not be started, or ended early.
+    #[error("a loader thread failed: {reason}")]
+    Thread {
+        /// The system's reason.
+        reason: String,
+    },
     /// A `.safetensors` input does not hold what it must.
     #[error("cannot take images from `{path}`: {reason}")]
     Tensors {
@@ -57,16 +99,6 @@ pub enum Input {
     Tensors(PathBuf),
 }
 
-const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
-
-fn extension(path: &Path) -> Option<String> {
-    Some(path.extension()?.to_str()?.to_ascii_lowercase())
-}
-
-fn is_image(path: &Path) -> bool {
-    extension(path).is_some_and(|found| EXTENSIONS.contains(&found.as_str()))
-}
-
 impl Input {
     /// Resolves `path`: an image, a folder (searched recursively, sorted by path), a list file, or a safetensors file.
     ///
@@ -75,15 +107,12 @@ impl Input {
     pub fn resolve(path: &Path) -> Result<Self, DataError> {
         let io = |source| DataError::Io { path: path.display().to_string(), source };
         let metadata = std::fs::metadata(path).map_err(io)?;
-        if metadata.is_file() && extension(path).as_deref() == Some("safetensors") {
+        if metadata.is_file() && walk::has_extension(path, &["safetensors"]) {
             return Ok(Self::Tensors(path.to_path_buf()));
         }
         let images = if metadata.is_dir() {
-            let mut found = Vec::new();
-            collect(path, &mut found)?;
-            found.sort();
-            found
-        } else if is_image(path) {
+            walk::files(path, walk::is_image)?
+        } else if walk::is_image(path) {
             vec![path.to_path_buf()]
         } else {
             listed(path)?
@@ -96,7 +125,7 @@ impl Input {
 }
 
 /// Paths of a list file, one a line, relative to the list's folder; blank lines and `#` lines do not count.
-fn listed(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(super) fn listed(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
@@ -107,19 +136,4 @@ fn listed(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.map(|line| folder.join(line)).collect())
-}
-
-/// Symbolic links to folders are not followed: a link upwards would never end.
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), DataError> {
-    let io = |source| DataError::Io { path: folder.display().to_string(), source };
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let path = entry.path();
-        if entry.file_type().map_err(io)?.is_dir() {
-            collect(&path, found)?;
-        } else if is_image(&path) {
-            found.push(path);
-        }
-    }
-    Ok(())
 }

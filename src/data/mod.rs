@@ -1,13 +1,33 @@
-//! Images in: which files an input names, and the evaluation transform that turns each into a model's input; features out.
+//! Images in: which files an input names, the transforms that turn each into a model's input, and batches of them for
+//! evaluation ([`ImageBatches`]) and for training ([`Loader`]); features out.
+//!
+//! What a training run sees is decided by numbers that are looked up, not drawn ([`Draws`]): the order of an epoch
+//! ([`EpochOrder`]), a sample's crop, its mirroring and its mask. So batch `b` of epoch `e` is the same, bit for bit, whatever
+//! the number of threads and wherever a run was resumed.
 
+mod augment;
 mod batch;
+mod braces;
+mod crop;
+mod dataset;
+mod decode;
 mod features;
 mod input;
+mod loader;
+mod order;
+mod pixels;
 mod random;
+mod shards;
 mod transform;
+mod walk;
 
+pub use augment::{Applied, Augment, TrainTransform};
 pub use batch::{Batch, ImageBatches};
+pub use crop::Crop;
+pub use dataset::Dataset;
 pub use features::FeatureFile;
 pub use input::{DataError, Input};
+pub use loader::{Broken, Loader, LoaderSettings, Position, TrainBatch};
+pub use order::{EpochOrder, Share};
 pub use random::{Draws, Purpose, Uniform};
 pub use transform::EvalTransform;

@@ -118,7 +118,11 @@ impl RowLogits {
 
     fn check(&self, x: &Tensor) -> Result<(usize, usize, usize)> {
         let (batch, tokens, channels) = x.dims3()?;
-        if self.heads == 0 || !self.width.is_multiple_of(self.heads) || channels < 2 * self.width || tokens <= self.prefix {
+        if self.heads == 0
+            || !self.width.is_multiple_of(self.heads)
+            || channels < 2 * self.width
+            || tokens <= self.prefix
+        {
             candle_core::bail!(
                 "{NAME}: {:?} does not hold queries and keys of {} channels in {} heads",
                 x.dims(),

@@ -1,5 +1,6 @@
 //! Pretraining: a new ViT learns to predict, from a part of the image, what a frozen base model makes of all of it.
 
+pub mod distributed;
 mod events;
 mod method;
 mod metrics;
