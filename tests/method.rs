@@ -11,6 +11,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tec_zoo::kernels::AdamW;
 use tec_zoo::model::{Canonical, VitConfig};
+use tec_zoo::train::distributed::{Place, World};
 use tec_zoo::train::{
     AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, MicroBatch, Normalise, Precision, Step,
     StepError, StepSettings, Target,
@@ -150,6 +151,7 @@ impl Reference {
                 weight_decay: self.real("weight_decay"),
             },
             seed: 0,
+            recompute: false,
         }
     }
 
@@ -174,6 +176,10 @@ fn method() -> Method {
         mask_ratio: 0.75,
         decoder: DecoderShape { width: 16, depth: 2, heads: 4 },
     }
+}
+
+fn alone() -> World {
+    World::join(Place::alone(), &Device::Cpu).unwrap()
 }
 
 /// Upstream's name of one of our parameters.
@@ -223,7 +229,7 @@ fn targets_predictions_losses_and_every_gradient_agree_with_the_authors_code() {
         for tensor in step.trained().unwrap().iter().filter(|tensor| tensor.spec.name.ends_with("pos_embed")) {
             reference.agrees(&format!("student.{}", tensor.spec.name), &tensor.values, 1e-6);
         }
-        let (report, seen) = step.gradients(&[reference.batch(0)]).unwrap();
+        let (report, seen) = step.gradients(&[reference.batch(0)], &alone()).unwrap();
         let seen = seen.unwrap();
 
         reference.agrees("step0.mask", &seen.hidden, 0.0);
@@ -286,7 +292,7 @@ fn losses_and_parameters_agree_after_every_update() {
         let base = reference.base(dir.path());
         let mut step = step(&reference, &base, Precision::F32);
         for (at, history) in reference.settings["history"].as_array().unwrap().iter().enumerate() {
-            let report = step.run(&[reference.batch(at)], reference.real("lr")).unwrap();
+            let report = step.run(&[reference.batch(at)], reference.real("lr"), &alone()).unwrap();
             let number = |key: &str| history.get(key).and_then(Value::as_f64);
             close("loss", &[report.loss as f32], &[number("loss").unwrap() as f32], GRADIENTS);
             assert_eq!(report.feature.is_some(), number("loss_fea").is_some());
@@ -342,13 +348,28 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         .collect();
     let gradient = |batches: &[MicroBatch]| {
         let mut step = step(reference, &base, Precision::F32);
-        let (report, _) = step.gradients(batches).unwrap();
+        let (report, _) = step.gradients(batches, &alone()).unwrap();
         (report.loss as f32, step.parameters().gradients().to_vec1::<f32>().unwrap())
     };
     let (one, several) = (gradient(&[whole]), gradient(&parts));
     close("loss", &[several.0], &[one.0], 1e-5);
     // Every image hides as many patches, so the mean of the parts is the mean of the whole.
     close("gradients", &several.1, &one.1, 1e-5);
+}
+
+#[test]
+fn recomputed_blocks_give_the_same_gradients_to_the_bit() {
+    for reference in Reference::all() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = reference.base(dir.path());
+        let gradients = |recompute| {
+            let settings = StepSettings { recompute, ..reference.settings() };
+            let mut step = Step::new(Some(&base), &reference.vit(""), settings, &Device::Cpu).unwrap();
+            step.gradients(&[reference.batch(0)], &alone()).unwrap();
+            step.parameters().gradients().to_vec1::<f32>().unwrap()
+        };
+        assert!(gradients(true) == gradients(false), "{}", reference.name);
+    }
 }
 
 #[test]
@@ -360,7 +381,7 @@ fn bf16_products_stay_near_the_f32_step() {
         let base = reference.base(dir.path());
         let run = |precision| {
             let mut step = step(&reference, &base, precision);
-            let (report, _) = step.gradients(&[reference.batch(0)]).unwrap();
+            let (report, _) = step.gradients(&[reference.batch(0)], &alone()).unwrap();
             (report.loss, step.parameters().gradients().to_vec1::<f32>().unwrap())
         };
         let (wide, narrow) = (run(Precision::F32), run(Precision::Bf16));
@@ -382,7 +403,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         pool.install(|| {
             let mut step = step(reference, &base, Precision::F32);
             for at in 0..2 {
-                step.run(&[reference.batch(at)], 1e-3).unwrap();
+                step.run(&[reference.batch(at)], 1e-3, &alone()).unwrap();
             }
             step.state().unwrap().values
         })
@@ -423,7 +444,7 @@ fn every_ablation_trains_and_moves_every_parameter() {
         let settings = StepSettings { method: method.clone(), ..reference.settings() };
         let mut step = Step::new(Some(&base), &reference.vit(""), settings, &Device::Cpu).unwrap();
         let before = step.state().unwrap();
-        let first = step.run(&[reference.batch(0)], 1e-3).unwrap();
+        let first = step.run(&[reference.batch(0)], 1e-3, &alone()).unwrap();
         let after = step.state().unwrap();
         for slot in &before.slots {
             let range = slot.range.clone();
@@ -431,7 +452,7 @@ fn every_ablation_trains_and_moves_every_parameter() {
         }
         let mut last = first;
         for _ in 0..12 {
-            last = step.run(&[reference.batch(0)], 1e-3).unwrap();
+            last = step.run(&[reference.batch(0)], 1e-3, &alone()).unwrap();
         }
         assert!(last.loss < first.loss, "{method:?}: {} after {}", last.loss, first.loss);
     }
@@ -446,7 +467,7 @@ fn a_student_of_another_patch_size_learns_from_the_base_run_at_its_own_grid() {
     let vit = VitConfig { patch_size: 8, ..reference.vit("") };
     let mut step = Step::new(Some(&base), &vit, reference.settings(), &Device::Cpu).unwrap();
     let batch = MicroBatch { noise: (0..3 * 64).map(|i| (i as f32 * 0.37).sin()).collect(), ..reference.batch(0) };
-    let (report, seen) = step.gradients(&[batch]).unwrap();
+    let (report, seen) = step.gradients(&[batch], &alone()).unwrap();
     assert!(report.loss.is_finite());
     assert_eq!(seen.unwrap().feature_target.unwrap().dims(), [3, 64, 24]);
 }
@@ -457,11 +478,11 @@ fn a_loss_that_is_no_number_stops_the_run_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let base = reference.base(dir.path());
     let mut step = step(reference, &base, Precision::F32);
-    step.run(&[reference.batch(0)], 1e-3).unwrap();
+    step.run(&[reference.batch(0)], 1e-3, &alone()).unwrap();
     let before = step.state().unwrap();
     let mut batch = reference.batch(1);
     batch.images[5] = f32::NAN;
-    let refused = step.run(&[batch], 1e-3).unwrap_err();
+    let refused = step.run(&[batch], 1e-3, &alone()).unwrap_err();
     assert!(matches!(&refused, StepError::NonFinite { step: 2, .. }), "{refused}");
     assert!(refused.to_string().contains("loss"), "{refused}");
     assert!(step.state().unwrap() == before);
@@ -499,7 +520,7 @@ fn what_does_not_fit_together_is_refused_with_a_reason() {
     let mut step = step(reference, &base, Precision::F32);
     let mut short = reference.batch(0);
     short.noise.pop();
-    assert!(matches!(step.run(&[short], 1e-3), Err(StepError::Batch { .. })));
+    assert!(matches!(step.run(&[short], 1e-3, &alone()), Err(StepError::Batch { .. })));
     let mut state = step.state().unwrap();
     state.slots.pop();
     assert!(matches!(step.restore(state), Err(StepError::State { .. })));

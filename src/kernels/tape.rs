@@ -13,7 +13,7 @@ use super::parameters::Parameters;
 use super::row_logits::RowLogits;
 use super::tokens::{self, Restore};
 use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, slices, swiglu};
-use crate::model::{Activation, Ops, PositionRequest, position};
+use crate::model::{Activation, Ops, PositionRequest, Vit, VitConfig, position};
 
 /// A value on a [`Tape`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,24 +23,86 @@ pub struct Var(usize);
 /// the slot after its weight's.
 enum Node {
     Constant,
-    Parameter { slot: usize },
-    Linear { x: Var, weight: usize, residual: Option<Var> },
-    LayerNorm { x: Var, weight: usize, eps: f64 },
-    Gelu { x: Var, kind: Activation },
-    SwiGlu { x: Var },
-    LayerScale { x: Var, gamma: usize },
-    Attention { qkv: Var, heads: usize },
-    Add { a: Var, b: Var },
-    Cast { x: Var },
-    Prepend { token: Var, x: Var },
-    ConcatChannels { parts: Vec<Var> },
-    Channels { x: Var, start: usize },
-    Tokens { x: Var, start: usize },
-    SelectToken { x: Var, index: usize },
-    MeanTokens { x: Var, start: usize },
-    Unshuffle { x: Var, token: usize, restore: Rc<Restore> },
-    RowLogits { x: Var, rows: Tensor, shape: RowLogits },
-    Loss { prediction: Var, gradient: Tensor },
+    /// What a part of a pass that is computed again starts from.
+    Input,
+    Parameter {
+        slot: usize,
+    },
+    Linear {
+        x: Var,
+        weight: usize,
+        residual: Option<Var>,
+    },
+    LayerNorm {
+        x: Var,
+        weight: usize,
+        eps: f64,
+    },
+    Gelu {
+        x: Var,
+        kind: Activation,
+    },
+    SwiGlu {
+        x: Var,
+    },
+    LayerScale {
+        x: Var,
+        gamma: usize,
+    },
+    Attention {
+        qkv: Var,
+        heads: usize,
+    },
+    Add {
+        a: Var,
+        b: Var,
+    },
+    Cast {
+        x: Var,
+    },
+    Prepend {
+        token: Var,
+        x: Var,
+    },
+    ConcatChannels {
+        parts: Vec<Var>,
+    },
+    Channels {
+        x: Var,
+        start: usize,
+    },
+    Tokens {
+        x: Var,
+        start: usize,
+    },
+    SelectToken {
+        x: Var,
+        index: usize,
+    },
+    MeanTokens {
+        x: Var,
+        start: usize,
+    },
+    Unshuffle {
+        x: Var,
+        token: usize,
+        restore: Rc<Restore>,
+    },
+    RowLogits {
+        x: Var,
+        rows: Tensor,
+        shape: RowLogits,
+    },
+    /// A block of which only the output was kept.
+    Block {
+        x: Var,
+        vit: Rc<VitConfig>,
+        prefix: String,
+    },
+    Loss {
+        prediction: Var,
+        gradient: Tensor,
+    },
 }
 
 /// Records one pass over some [`Parameters`].
@@ -104,6 +166,21 @@ impl<'p> Tape<'p> {
         Ok(self.push(out, Node::RowLogits { x, rows: rows.clone(), shape }))
     }
 
+    /// A block of `vit` on x, of which nothing but the output is kept: the backward pass computes the rest again. Costs a
+    /// forward pass, saves the memory of a block's inner values.
+    pub(crate) fn recomputed_block(
+        &mut self,
+        x: Var,
+        vit: &Rc<VitConfig>,
+        prefix: &str,
+    ) -> std::result::Result<Var, KernelError> {
+        let mut inner = Tape::new(self.parameters);
+        let start = inner.push(self.values[x.0].clone(), Node::Input);
+        let (end, _) = Vit::new(vit).block_at(&mut inner, &start, prefix)?;
+        let out = inner.values.swap_remove(end.0);
+        Ok(self.push(out, Node::Block { x, vit: Rc::clone(vit), prefix: prefix.to_owned() }))
+    }
+
     /// Ends the pass in `loss(prediction)`; several may end it.
     pub(crate) fn loss(
         &mut self,
@@ -122,7 +199,7 @@ impl<'p> Tape<'p> {
         written: &mut [bool],
         finished: &mut dyn FnMut(usize),
     ) -> std::result::Result<(), KernelError> {
-        run("backward", || Backward::new(self, written).run(finished))
+        run("backward", || Backward::new(self, written).run(finished).map(|_| ()))
     }
 }
 
@@ -149,6 +226,11 @@ impl<'p, 'w> Backward<'p, 'w> {
                     pending[*weight] += 1;
                     pending[*weight + 1] += 1;
                 }
+                Node::Block { prefix, .. } => {
+                    for slot in block_slots(tape.parameters, prefix) {
+                        pending[slot] += 1;
+                    }
+                }
                 _ => {}
             }
         }
@@ -156,7 +238,8 @@ impl<'p, 'w> Backward<'p, 'w> {
         Self { parameters: tape.parameters, values: tape.values, nodes: tape.nodes, gradients, written, pending }
     }
 
-    fn run(mut self, finished: &mut dyn FnMut(usize)) -> Result<()> {
+    /// Goes back to the start; returns the gradient of the [`Node::Input`] there, if there is one.
+    fn run(mut self, finished: &mut dyn FnMut(usize)) -> Result<Option<Rc<Tensor>>> {
         let slots = self.parameters.slots();
         let mut done = slots.len();
         while let (Some(node), Some(value)) = (self.nodes.pop(), self.values.pop()) {
@@ -166,6 +249,9 @@ impl<'p, 'w> Backward<'p, 'w> {
                 }
                 continue;
             };
+            if let Node::Input = node {
+                return Ok(Some(gradient));
+            }
             self.step(&node, &value, gradient)?;
             let before = done;
             while done > 0 && self.pending[done - 1] == 0 {
@@ -175,12 +261,29 @@ impl<'p, 'w> Backward<'p, 'w> {
                 finished(slots[done].range.start);
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn step(&mut self, node: &Node, value: &Tensor, dy: Rc<Tensor>) -> Result<()> {
         match node {
-            Node::Constant | Node::Loss { .. } => Ok(()),
+            Node::Constant | Node::Input | Node::Loss { .. } => Ok(()),
+            Node::Block { x, vit, prefix } => {
+                let mut inner = Tape::new(self.parameters);
+                let start = inner.push(self.values[x.0].clone(), Node::Input);
+                Vit::new(vit).block_at(&mut inner, &start, prefix).map_err(candle_core::Error::wrap)?;
+                let mut inner = Backward::new(inner, &mut *self.written);
+                if let Some(end) = inner.gradients.last_mut() {
+                    *end = Some(dy);
+                }
+                let gradient = inner.run(&mut |_| {})?;
+                for slot in block_slots(self.parameters, prefix) {
+                    self.pending[slot] -= 1;
+                }
+                match gradient {
+                    Some(gradient) => self.give(*x, gradient),
+                    None => Ok(()),
+                }
+            }
             Node::Parameter { slot } => {
                 let (into, fresh) = self.parameter(*slot)?;
                 slices::accumulate(&into, &dy, fresh)
@@ -502,6 +605,12 @@ impl Tape<'_> {
         })?;
         Ok(self.push(value, Node::Linear { x, weight, residual }))
     }
+}
+
+/// Slots of the parameters of one block.
+fn block_slots(parameters: &Parameters, prefix: &str) -> impl Iterator<Item = usize> {
+    let inside = move |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+    parameters.slots().iter().enumerate().filter(move |(_, slot)| inside(&slot.spec.name)).map(|(index, _)| index)
 }
 
 fn run<T>(operation: &str, f: impl FnOnce() -> Result<T>) -> std::result::Result<T, KernelError> {

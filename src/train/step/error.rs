@@ -1,5 +1,6 @@
 //! Why an update could not be made.
 
+use super::super::distributed::DistributedError;
 use crate::kernels::KernelError;
 use crate::model::position::PositionError;
 
@@ -49,6 +50,9 @@ pub enum StepError {
         /// What differs.
         reason: String,
     },
+    /// The other processes of the run are gone.
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
     /// A pass could not be computed.
     #[error(transparent)]
     Kernel(#[from] KernelError),

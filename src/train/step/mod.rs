@@ -11,6 +11,7 @@ mod student;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
+use super::distributed::World;
 use super::{Initialise, Method, Precision, Target};
 use crate::kernels::{
     AdamW, Axis, Eager, KernelError, Parameters, Slot, Tape, Var, masked_squared_error, norm, normalise, patches,
@@ -35,6 +36,9 @@ pub struct StepSettings {
     pub adamw: AdamW,
     /// What the student's initial weights are a function of.
     pub seed: u64,
+    /// The insides of blocks are computed again in the backward pass instead of being kept: less memory, more time, the same
+    /// numbers.
+    pub recompute: bool,
 }
 
 /// Images whose gradients are computed at once.
@@ -196,12 +200,13 @@ impl<'b> Step<'b> {
         self.step
     }
 
-    /// One update from the mean of the losses of `batches`, with learning rate `lr`.
+    /// One update from the mean of the losses of `batches` over all processes of `world`, with learning rate `lr`. Every
+    /// process makes the same update, and reports the same.
     ///
     /// # Errors
     /// [`StepError::NonFinite`] before anything is changed; [`StepError::NoGradient`] in the first update.
-    pub fn run(&mut self, batches: &[MicroBatch], lr: f64) -> Result<StepReport, StepError> {
-        let (report, _) = self.gradients(batches)?;
+    pub fn run(&mut self, batches: &[MicroBatch], lr: f64, world: &World) -> Result<StepReport, StepError> {
+        let (report, _) = self.gradients(batches, world)?;
         let settings = self.settings.adamw;
         kernel("adamw", || {
             settings.update(&self.parameters, report.step, lr)?;
@@ -215,23 +220,46 @@ impl<'b> Step<'b> {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn gradients(&mut self, batches: &[MicroBatch]) -> Result<(StepReport, Option<Intermediates>), StepError> {
+    pub fn gradients(
+        &mut self,
+        batches: &[MicroBatch],
+        world: &World,
+    ) -> Result<(StepReport, Option<Intermediates>), StepError> {
         let mut written = vec![false; self.parameters.slots().len()];
         let mut passes = Vec::with_capacity(batches.len());
         let mut intermediates = None;
-        for batch in batches {
-            let weight = 1.0 / batches.len() as f64;
-            let (terms, seen) = self.pass(batch, weight, &mut written)?;
+        let gradients = self.parameters.gradients().clone();
+        let mut sum = Some(world.reduction(&gradients)?);
+        for (at, batch) in batches.iter().enumerate() {
+            let weight = 1.0 / (batches.len() * world.size()) as f64;
+            let last = at + 1 == batches.len();
+            let mut lost = None;
+            let (terms, seen) = self.pass(batch, weight, &mut written, &mut |from| {
+                // What the last micro-batch has finished is on its way while backward computes the rest.
+                if let (true, Some(sum)) = (last, &mut sum)
+                    && let Err(error) = sum.start(from)
+                {
+                    lost.get_or_insert(error);
+                }
+            })?;
+            if let Some(error) = lost {
+                return Err(error.into());
+            }
             passes.push(terms);
             intermediates = Some(seen);
+        }
+        if let Some(sum) = sum.take() {
+            sum.finish()?;
         }
         let step = self.step + 1;
         // The only wait for the device in an update.
         let mean = |name: &str, term: fn(&Terms) -> Option<&Tensor>| -> Result<Option<f64>, StepError> {
             let values = passes.iter().filter_map(term).map(|t| t.to_scalar::<f32>().map(f64::from));
             let values = kernel(name, || values.collect::<candle_core::Result<Vec<f64>>>())?;
-            let mean = (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
-            match mean {
+            let mut mean = [values.iter().sum::<f64>() / (values.len() * world.size()).max(1) as f64];
+            // A loss that is no number in one process is none in any: all stop together.
+            world.sum(&mut mean)?;
+            match (!values.is_empty()).then_some(mean[0]) {
                 Some(value) if !value.is_finite() => Err(StepError::NonFinite { term: name.into(), value, step }),
                 mean => Ok(mean),
             }
@@ -268,6 +296,7 @@ impl<'b> Step<'b> {
         batch: &MicroBatch,
         weight: f64,
         written: &mut [bool],
+        finished: &mut dyn FnMut(usize),
     ) -> Result<(Terms, Intermediates), StepError> {
         let [height, width] = self.student.vit.image_size;
         let patches_each = self.student.vit.patches();
@@ -290,7 +319,7 @@ impl<'b> Step<'b> {
         };
 
         let mut tape = Tape::new(&self.parameters);
-        let pass = self.student.predict(&mut tape, &images, &mask)?;
+        let pass = self.student.predict(&mut tape, &images, &mask, self.settings.recompute)?;
         let mut terms = Terms::default();
         if let (Some(prediction), Some(target)) = (pass.feature, &targets.features) {
             let loss = tape.loss(prediction, |x| masked_squared_error(x, target, &hidden, weight))?;
@@ -317,7 +346,7 @@ impl<'b> Step<'b> {
             feature_prediction: pass.feature.map(|var| tape.value(var).clone()),
             attention_prediction: attention_prediction.map(|var| tape.value(var).clone()),
         };
-        tape.backward(written, &mut |_| {})?;
+        tape.backward(written, finished)?;
         Ok((terms, intermediates))
     }
 

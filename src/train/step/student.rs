@@ -161,14 +161,25 @@ impl Student {
         [table("pos_embed", self.vit.width), table("decoder_pos_embed", self.decoder.width)]
     }
 
-    /// Predictions for `images` (B, 3, H, W) of which `mask` leaves some patches visible.
-    pub(super) fn predict(&self, tape: &mut Tape<'_>, images: &Tensor, mask: &Mask) -> Result<Pass, StepError> {
+    /// Predictions for `images` (B, 3, H, W) of which `mask` leaves some patches visible. With `recompute`, the backward
+    /// pass computes the insides of blocks again instead of finding them in memory.
+    pub(super) fn predict(
+        &self,
+        tape: &mut Tape<'_>,
+        images: &Tensor,
+        mask: &Mask,
+        recompute: bool,
+    ) -> Result<Pass, StepError> {
         let restore = Rc::new(mask.restore.clone());
         let vit = Vit::new(&self.vit);
+        let again = recompute.then(|| (Rc::new(self.vit.clone()), Rc::new(self.decoder.clone())));
         let mut x = self.embed(tape, images, mask)?;
         let mut blocks = Vec::with_capacity(self.vit.depth);
         for i in 0..self.vit.depth {
-            x = vit.block(tape, &x, i)?;
+            x = match &again {
+                None => vit.block(tape, &x, i)?,
+                Some((vit, _)) => tape.recomputed_block(x, vit, &format!("blocks.{i}"))?,
+            };
             blocks.push(x);
         }
         let features = Features { norm: vit.norm(tape, &x)?, blocks };
@@ -176,7 +187,10 @@ impl Student {
             Some(adapted) => adapted.adapted,
             None => *features.last(),
         };
-        let mut decode = |head: &Option<Head>| head.map(|head| self.decode(tape, latent, head, &restore)).transpose();
+        let decoder = again.map(|(_, decoder)| decoder);
+        let mut decode = |head: &Option<Head>| {
+            head.map(|head| self.decode(tape, latent, head, &restore, decoder.as_ref())).transpose()
+        };
         Ok(Pass { latent, feature: decode(&self.feature)?, attention: decode(&self.attention)? })
     }
 
@@ -215,12 +229,23 @@ impl Student {
     }
 
     /// Linear in, hidden patches filled with the mask token, shared blocks, norm, Linear out.
-    fn decode(&self, tape: &mut Tape<'_>, latent: Var, head: Head, restore: &Rc<Restore>) -> Result<Var, StepError> {
+    fn decode(
+        &self,
+        tape: &mut Tape<'_>,
+        latent: Var,
+        head: Head,
+        restore: &Rc<Restore>,
+        again: Option<&Rc<VitConfig>>,
+    ) -> Result<Var, StepError> {
         let name = |part: &str| format!("{}{part}", head.prefix);
         let x = tape.linear(&latent, &name("decoder_embed"))?;
         let mut x = tape.unshuffle(x, &name("mask_token"), "decoder_pos_embed", restore)?;
         for i in 0..self.decoder.depth {
-            x = Vit::new(&self.decoder).block_at(tape, &x, &format!("decoder_blocks.{i}"))?.0;
+            let prefix = format!("decoder_blocks.{i}");
+            x = match again {
+                None => Vit::new(&self.decoder).block_at(tape, &x, &prefix)?.0,
+                Some(decoder) => tape.recomputed_block(x, decoder, &prefix)?,
+            };
         }
         let x = tape.layer_norm(&x, &name("decoder_norm"), self.decoder.norm_eps)?;
         Ok(tape.linear(&x, &name(head.out))?)
