@@ -10,7 +10,8 @@
 //!    [`model::Ops`].
 //! 4. [`kernels`] runs those passes on candle; [`verify`] replays stored activations and names what diverged.
 //! 5. [`onnx`] records the same passes as a graph, writes it, and checks it in three runtimes.
-//! 6. `data` turns images into inputs; [`zoo`] knows the released models, and [`fetch`] brings them here, verified.
+//! 6. `data` turns images into inputs; [`zoo`] knows the released models, [`fetch`] brings them here, verified, and
+//!    [`identify`] says whose weights any file holds.
 //!
 //! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
 
@@ -24,6 +25,8 @@ pub mod data;
 #[cfg(feature = "fetch")]
 pub mod fetch;
 mod header;
+#[cfg(feature = "fetch")]
+pub mod identify;
 #[cfg(feature = "candle")]
 pub mod kernels;
 pub mod model;

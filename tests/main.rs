@@ -17,6 +17,8 @@ mod fetch;
 #[cfg(feature = "candle")]
 mod gemm;
 mod hostile;
+#[cfg(feature = "fetch")]
+mod identify;
 #[cfg(feature = "data")]
 mod images;
 #[cfg(feature = "candle")]

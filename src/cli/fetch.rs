@@ -1,13 +1,13 @@
 //! `tec-zoo fetch`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
-use crate::fetch::{Event, Options, Origin, Secret, Store, fetch, fetch_from};
-use crate::zoo::{Manifest, Terms};
+use crate::fetch::{Event, Fetched, Options, Origin, Parts, Secret, Store, fetch, fetch_from, is_bundle, unbundle};
+use crate::zoo::{Manifest, Terms, Zoo};
 
 /// Bring models into the store: download, verify, convert
 #[derive(Debug, clap::Args)]
@@ -15,16 +15,21 @@ use crate::zoo::{Manifest, Terms};
   tec-zoo fetch ibot-vitb && tec-zoo export ibot-vitb --out ibot.onnx
   tec-zoo fetch mae-vitb --from ~/downloads/mae_pretrain_vit_base.pth
   tec-zoo fetch ibot-vitb mae-vitb --dry-run
+  tec-zoo fetch --from models.bundle                          all models of a bundle (`tec-zoo bundle`)
 
 An interrupted fetch goes on where it stopped. TEC_ZOO_HOME says where things are kept, HF_ENDPOINT and TEC_ZOO_MIRROR where else
 they are; HF_TOKEN goes to the hub's host only. TEC_ZOO_OFFLINE touches no network.")]
 pub(super) struct Args {
-    /// Names of the zoo
-    #[arg(required = true)]
+    /// Names of the zoo; with a bundle, names in it (all of it when left out)
+    #[arg(required_unless_present = "from")]
     models: Vec<String>,
-    /// A file of the model got some other way, or another address of it
+    /// A file of the model got some other way, another address of it, or a bundle of models
     #[arg(long, value_name = "FILE|URL")]
     from: Option<String>,
+    /// Whether to fetch only the wanted network's tensors of a file that holds several: auto does where no hash of the
+    /// whole file was published, since none can be checked then
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    partial: Partial,
     /// Touch no network
     #[arg(long)]
     offline: bool,
@@ -46,6 +51,18 @@ pub(super) struct Args {
     /// For machines: an array of objects
     #[arg(long)]
     json: bool,
+}
+
+/// When files are read in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Partial {
+    /// Where it saves a quarter or more and no hash is lost
+    #[default]
+    Auto,
+    /// Wherever the server and the file allow it
+    Always,
+    /// Never
+    Never,
 }
 
 /// Settings from the environment, shared with `cache repair`.
@@ -70,10 +87,15 @@ pub(super) fn options() -> Options {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    if args.from.is_some() && args.models.len() > 1 {
+    let zoo = registry::zoo()?;
+    if let Some(path) = args.from.as_deref().filter(|from| !from.contains("://")).map(Path::new)
+        && is_bundle(path)?
+    {
+        return from_bundle(args, path, &zoo, output);
+    }
+    if args.from.is_some() && args.models.len() != 1 {
         return Err(Usage("--from is one file: name one model".into()).into());
     }
-    let zoo = registry::zoo()?;
     let manifests = args.models.iter().map(|name| zoo.get(name)).collect::<Result<Vec<_>, _>>()?;
     let environment = options();
     let options = Options {
@@ -82,13 +104,18 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         mirror: args.mirror.clone().or(environment.mirror.clone()),
         keep_source: args.keep_source,
         allow_http: args.allow_http,
+        parts: match args.partial {
+            Partial::Auto => Parts::Auto,
+            Partial::Always => Parts::Always,
+            Partial::Never => Parts::Never,
+        },
         ..environment
     };
     if args.dry_run {
         return plan(&manifests, &options, args.json, output);
     }
     let store = Store::open(&registry::home()?)?;
-    let mut report = Vec::new();
+    let mut report: Vec<(String, Fetched)> = Vec::new();
     for manifest in manifests {
         let name = &manifest.name;
         if zoo.terms(name)? != Terms::Permissive {
@@ -107,17 +134,41 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         };
         news.bar.finish_and_clear();
         let fetched = fetched.with_context(|| format!("`{name}` is not fetched"))?;
-        match args.json {
-            true => report.push(json!({
-                "model": name, "dir": fetched.dir, "cached": fetched.cached,
-                "source_sha256": fetched.source_sha256, "address": fetched.address,
-            })),
-            false => output.line(fetched.dir.display())?,
+        if let Some((bytes, total)) = fetched.in_part {
+            output.say(format_args!(
+                "{name}: fetched {bytes} of {total} bytes; the file's own sha256 cannot be known, its entries' checksums hold"
+            ));
         }
+        report.push((name.clone(), fetched));
     }
-    if args.json {
-        output.json(&report)?;
+    print(&report, args.json, output)
+}
+
+fn from_bundle(args: &Args, path: &Path, zoo: &Zoo, output: &mut Output) -> Result<Exit> {
+    if args.dry_run {
+        return Err(Usage("--dry-run is for sources; a bundle's contents: `tar tf`".into()).into());
     }
+    let store = Store::open(&registry::home()?)?;
+    let mut news = News::new(output);
+    let fetched = unbundle(&store, zoo, path, &args.models, &options(), &mut |event| news.hear(event));
+    news.bar.finish_and_clear();
+    print(&fetched?, args.json, output)
+}
+
+fn print(report: &[(String, Fetched)], json: bool, output: &mut Output) -> Result<Exit> {
+    if !json {
+        report.iter().try_for_each(|(_, fetched)| output.line(fetched.dir.display()))?;
+        return Ok(Exit::Done);
+    }
+    let objects = report.iter().map(|(name, fetched)| {
+        json!({
+            "model": name, "dir": fetched.dir, "cached": fetched.cached,
+            "source_sha256": fetched.source_sha256, "address": fetched.address, "checked": fetched.checked,
+            "fetched_bytes": fetched.in_part.map(|(bytes, _)| bytes),
+            "file_bytes": fetched.in_part.map(|(_, total)| total),
+        })
+    });
+    output.json(&objects.collect::<Vec<_>>())?;
     Ok(Exit::Done)
 }
 
@@ -184,6 +235,18 @@ impl<'a> News<'a> {
                 bar.suspend(|| self.output.say(format_args!("verified {bytes} bytes, sha256 {sha256}")));
             }
             Event::Converting => bar.suspend(|| self.output.say("converting")),
+            Event::InPart { needed, total } => {
+                bar.suspend(|| {
+                    self.output.say(format_args!("fetching {needed} of {total} bytes: the rest is not needed"));
+                });
+            }
+            Event::NotInPart { reason } => {
+                bar.suspend(|| self.output.say(format_args!("fetching all of the file: {reason}")));
+            }
+            Event::Checked { how } => bar.suspend(|| self.output.say(format_args!("checked: {how}"))),
+            Event::Unremembered { reason } => {
+                bar.suspend(|| self.output.warn(format_args!("`identify` will not know it: {reason}")));
+            }
         }
     }
 }

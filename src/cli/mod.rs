@@ -3,6 +3,7 @@
 //!
 //! Data goes to stdout, conversation to stderr.
 
+mod bundle;
 mod cache;
 mod check;
 mod completions;
@@ -12,6 +13,7 @@ mod embed;
 mod exit;
 mod export;
 mod fetch;
+mod identify;
 mod info;
 mod inspect;
 mod interrupt;
@@ -43,6 +45,7 @@ use output::{ColorChoice, Output};
   tec-zoo demo                                                  the whole way on embedded data
   tec-zoo fetch ibot-vitb                                       download, verify, convert
   tec-zoo inspect checkpoint.pth                                what a file holds; runs nothing in it
+  tec-zoo identify checkpoint.pth                               which known weights these are, or the nearest
   tec-zoo convert checkpoint.pth --branch teacher --out ibot    into the common format
   tec-zoo verify ibot --golden activations.safetensors          replay and compare, block by block
   tec-zoo export ibot --out ibot.onnx                           an ONNX backbone, checked in every runtime found
@@ -65,9 +68,11 @@ enum Verb {
     List(list::Args),
     Info(info::Args),
     Fetch(fetch::Args),
+    Bundle(bundle::Args),
     Cache(cache::Args),
     Register(register::Args),
     Inspect(inspect::Args),
+    Identify(identify::Args),
     Convert(convert::Args),
     Verify(verify::Args),
     Embed(embed::Args),
@@ -88,9 +93,11 @@ pub fn main() -> ExitCode {
         Verb::List(args) => list::run(&args, &mut output),
         Verb::Info(args) => info::run(&args, &mut output),
         Verb::Fetch(args) => fetch::run(&args, &mut output),
+        Verb::Bundle(args) => bundle::run(&args, &mut output),
         Verb::Cache(args) => cache::run(&args, &mut output),
         Verb::Register(args) => register::run(&args, &mut output),
         Verb::Inspect(args) => inspect::run(&args, &mut output),
+        Verb::Identify(args) => identify::run(&args, &mut output),
         Verb::Convert(args) => convert::run(&args, &mut output),
         Verb::Verify(args) => verify::run(&args, &mut output),
         Verb::Embed(args) => embed::run(&args, &mut output),

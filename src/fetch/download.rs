@@ -206,14 +206,8 @@ impl Download<'_> {
                 _ => {}
             }
         }
-        let needed = missing.unwrap_or(0).saturating_add(self.beyond).saturating_add(self.options.keep_free);
-        let folder = self.store.home().join("partial");
-        let free = fs4::available_space(&folder)
-            .map_err(|error| Failure::Local(FetchError::io("ask for the free space of", &folder)(error)))?;
-        if free < needed {
-            return Err(Failure::Local(FetchError::NoSpace { path: folder.display().to_string(), needed, free }));
-        }
-        Ok(())
+        let needed = missing.unwrap_or(0).saturating_add(self.beyond);
+        self.store.admit(needed, self.options).map_err(Failure::Local)
     }
 
     fn ranged(&mut self, total: u64, validator: &Validator, fresh: bool) -> Result<Blob, Failure> {

@@ -104,6 +104,59 @@ pub enum FetchError {
         /// The file that holds the pin.
         pins: String,
     },
+    /// The tensors differ from those first read from the same place. They are not used.
+    #[error(
+        "{origin} does not hold the tensors it held on first use\n  pinned   {pinned}\n  computed {tensors}\nhint: nobody published a hash for it. If the change is expected, delete its entry in `{pins}` and fetch again"
+    )]
+    TensorPin {
+        /// Where they came from.
+        origin: String,
+        /// The tensors' sha256 of first use.
+        pinned: String,
+        /// Their sha256 now.
+        tensors: String,
+        /// The file that holds the pin.
+        pins: String,
+    },
+    /// The converted model does not do what its golden record says. It is not used.
+    #[error(
+        "`{model}` does not pass its golden check: {reason}\nhint: the record is `zoo/{model}.golden.safetensors` in the tool's folder; `tec-zoo verify` replays one on any model"
+    )]
+    Golden {
+        /// The model.
+        model: String,
+        /// What differs, or why it cannot be replayed.
+        reason: String,
+    },
+    /// A bundle cannot be used, or not all of it.
+    #[error(
+        "cannot use the bundle `{path}`: {reason}\nhint: nothing of this model was kept; copy the bundle again, and compare its sha256 with the one `bundle` printed"
+    )]
+    Bundle {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A model to pack is damaged.
+    #[error("`{model}` cannot be packed: {reason}")]
+    Unpackable {
+        /// The model.
+        model: String,
+        /// Why.
+        reason: String,
+    },
+    /// A bundle does not hold what is asked of it.
+    #[error("the bundle holds no `{model}`\nhint: it has {has}")]
+    NotInBundle {
+        /// What was asked for.
+        model: String,
+        /// What there is.
+        has: String,
+    },
+    /// The catalogue could not be used.
+    #[error(transparent)]
+    Zoo(#[from] crate::zoo::ZooError),
     /// The converted model is not the one the manifest describes.
     #[error("{origin} does not hold `{model}`: {reason}")]
     Structure {
@@ -152,7 +205,7 @@ impl FetchError {
     /// A failed write of a file of which `missing` bytes are still to come.
     pub(super) fn write(path: &Path, missing: u64) -> impl FnOnce(std::io::Error) -> Self {
         move |source| match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
                 Self::NoSpace { path: path.display().to_string(), needed: missing, free: 0 }
             }
             _ => Self::io("write", path)(source),
@@ -168,7 +221,13 @@ impl FetchError {
                 let wrong = failures.iter().any(|failure| failure.kind() == Kind::Verification);
                 if wrong { Kind::Verification } else { Kind::Network }
             }
-            Self::Hash { .. } | Self::Pin { .. } | Self::Structure { .. } | Self::Foreign { .. } => Kind::Verification,
+            Self::Hash { .. }
+            | Self::Pin { .. }
+            | Self::TensorPin { .. }
+            | Self::Golden { .. }
+            | Self::Bundle { .. }
+            | Self::Structure { .. }
+            | Self::Foreign { .. } => Kind::Verification,
             _ => Kind::Refused,
         }
     }

@@ -4,6 +4,7 @@
 //!   that name before it was computed, and nothing leaves without a look at size, time stamp and chunk hashes.
 //! * [`fetch`] brings one model of the catalogue into the store in the common format, trying its sources in turn.
 //! * [`Remote`] reads a torch zip where it is: `inspect` of an address, and [`convert_remote`] of one branch of a large file.
+//! * [`bundle`] packs chosen models into one archive for a site without a network, and [`unbundle`] takes them in.
 //! * [`cache`] lists, verifies, repairs and prunes.
 //!
 //! What a server says is not believed: lengths, ranges and names are checked, sizes are bounded, no name from a server
@@ -15,12 +16,14 @@
 mod address;
 mod board;
 mod boot;
+mod bundle;
 pub mod cache;
 mod download;
 mod error;
 mod http;
 mod import;
 mod lock;
+mod make;
 mod model;
 mod options;
 mod part;
@@ -33,10 +36,11 @@ mod store;
 mod stream;
 mod tree;
 
+pub use bundle::{Bundled, bundle, is_bundle, unbundle};
 pub use error::{FetchError, Kind};
 pub use import::Origin;
 pub use model::{Fetched, fetch, fetch_file, fetch_from};
-pub use options::{Event, Options, Secret};
+pub use options::{Checked, Event, Options, Parts, Secret};
 pub use partial::{Partial, convert_remote};
 pub use remote::Remote;
 pub use store::{Blob, Store};

@@ -1,22 +1,24 @@
 //! One model of the catalogue into the store, in the common format.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::download::{Wanted, download};
 use super::http::Http;
 use super::import::{Origin, elsewhere, hash_file, recognise};
-use super::lock::nonce;
+use super::make::Origin::Whole;
+use super::make::{Made, Recipe};
+use super::options::Checked;
+use super::partial::{self, Reading};
 use super::pins::Pins;
 use super::retry::Failure;
 use super::{Blob, Event, FetchError, Options, Store, address};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{ConvertError, Plan, Request, config_text};
-use crate::model::{Canonical, ModelConfig, ModelFile, VitConfig};
+use crate::convert::ConvertError;
+use crate::model::Canonical;
 use crate::zoo::{Digest, Manifest, Source, Status};
 
 /// A model that is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fetched {
     /// The model directory.
     pub dir: PathBuf,
@@ -26,10 +28,17 @@ pub struct Fetched {
     pub source_sha256: Option<String>,
     /// Where that file came from; `None` when nothing was fetched.
     pub address: Option<String>,
+    /// How the model was checked before it got its name; `None` when it was there before.
+    pub checked: Option<Checked>,
+    /// Bytes that were fetched and bytes of the whole file, when only a part of it was read.
+    pub in_part: Option<(u64, u64)>,
 }
 
 /// Brings `manifest`'s model into the store, unless it is there: its sources in turn, each resumed where an earlier run
-/// stopped, verified, converted. A golden check is the caller's.
+/// stopped, verified, converted, and checked before it gets its name.
+///
+/// The check replays the model's golden record, where one lies beside the user's manifests
+/// (`<overlay>/<name>.golden.safetensors`); without one, the tensors are counted against the architecture.
 ///
 /// # Errors
 /// [`FetchError`] names every source with what was wrong with it. Nothing wrong is ever left under the model's name.
@@ -67,7 +76,8 @@ pub fn fetch(
         if let Some(sha256) = wanted.sha256()
             && let Some(blob) = store.blob(sha256)?
         {
-            return finish(store, manifest, source, &blob, options, events).map(|dir| fetched(dir, &blob, None));
+            let recipe = Recipe { store, manifest, source, options, pinned: None };
+            return finish(&recipe, &blob, events).map(|made| fetched(made, &blob, None));
         }
     }
     if let Some(there) = from_elsewhere(store, manifest, &candidates, options, events) {
@@ -78,16 +88,33 @@ pub fn fetch(
     }
     let http = client(options)?;
     let mut failures = Vec::new();
+    let pins_shown = pins_path.display().to_string();
     for (wanted, source) in &candidates {
         events(Event::Source { address: address::shown(&wanted.address) });
-        let converted = manifest.parameters() * 4;
-        let result = download(store, &http, wanted, converted, options, events).and_then(|blob| {
-            let dir = finish(store, manifest, source, &blob, options, events)?;
-            if !wanted.hashes.iter().any(|digest| matches!(digest, Digest::Sha256(_))) {
-                pins.add(&pins_path, &wanted.address, &blob.sha256, blob.bytes)?;
+        let tensors = pins.tensors(&wanted.address).map(str::to_owned);
+        let pinned = tensors.as_deref().map(|tensors| (tensors, pins_shown.as_str()));
+        let recipe = Recipe { store, manifest, source, options, pinned };
+        let result = match partial::read(&recipe, wanted, events) {
+            Ok(Some(Reading { made, fetched, total })) => {
+                pins.add(&pins_path, &wanted.address, None, made.tensors.as_deref(), total)?;
+                Ok(Fetched {
+                    dir: made.dir,
+                    cached: false,
+                    source_sha256: None,
+                    address: Some(address::shown(&wanted.address)),
+                    checked: Some(made.checked),
+                    in_part: Some((fetched, total)),
+                })
             }
-            Ok(fetched(dir, &blob, Some(&wanted.address)))
-        });
+            Ok(None) => download(store, &http, wanted, manifest.parameters() * 4, options, events).and_then(|blob| {
+                let made = finish(&recipe, &blob, events)?;
+                if !wanted.hashes.iter().any(|digest| matches!(digest, Digest::Sha256(_))) {
+                    pins.add(&pins_path, &wanted.address, Some(&blob.sha256), None, blob.bytes)?;
+                }
+                Ok(fetched(made, &blob, Some(&wanted.address)))
+            }),
+            Err(error) => Err(error),
+        };
         match result {
             Err(error) if !error.is_local() => {
                 let reason = error.to_string();
@@ -124,8 +151,9 @@ fn from_elsewhere(
             }
             events(Event::Source { address: path.display().to_string() });
             let blob = Blob { sha256: hashes.sha256, path, bytes };
-            if let Ok(dir) = convert(store, manifest, source, &blob, options, events) {
-                return Some(fetched(dir, &blob, None));
+            let recipe = Recipe { store, manifest, source, options, pinned: None };
+            if let Ok(made) = convert(&recipe, &blob, events) {
+                return Some(fetched(made, &blob, None));
             }
         }
     }
@@ -147,14 +175,18 @@ pub fn fetch_from(
         return Ok(there);
     }
     let _lock = store.lock(&format!("model {}", manifest.name), options.stale_lock, events)?;
+    // Another process may have been faster.
+    if let Some(there) = present(store, manifest)? {
+        return Ok(there);
+    }
     match origin {
         Origin::File(path) => {
             let (hashes, bytes) = hash_file(path)?;
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let source = recognise(manifest, &path.display().to_string(), name, &hashes, bytes)?;
             let blob = Blob { sha256: hashes.sha256, path: path.clone(), bytes };
-            let dir = convert(store, manifest, source, &blob, options, events)?;
-            Ok(fetched(dir, &blob, None))
+            let made = convert(&Recipe { store, manifest, source, options, pinned: None }, &blob, events)?;
+            Ok(fetched(made, &blob, None))
         }
         Origin::Url(url) => {
             if options.offline {
@@ -167,10 +199,10 @@ pub fn fetch_from(
             let (hashes, bytes) = hash_file(&blob.path)?;
             let shown = address::shown(url);
             let name = shown.rsplit('/').next().unwrap_or_default();
-            let dir = recognise(manifest, &shown, name, &hashes, bytes)
-                .and_then(|source| finish(store, manifest, source, &blob, options, events))
+            let made = recognise(manifest, &shown, name, &hashes, bytes)
+                .and_then(|source| finish(&Recipe { store, manifest, source, options, pinned: None }, &blob, events))
                 .inspect_err(|_| store.discard(&blob.sha256))?;
-            Ok(fetched(dir, &blob, Some(url)))
+            Ok(fetched(made, &blob, Some(url)))
         }
     }
 }
@@ -208,14 +240,27 @@ fn client(options: &Options) -> Result<Http<'_>, FetchError> {
     })
 }
 
-fn fetched(dir: PathBuf, blob: &Blob, address: Option<&str>) -> Fetched {
-    let address = address.map(address::shown);
-    Fetched { dir, cached: false, source_sha256: Some(blob.sha256.clone()), address }
+fn fetched(made: Made, blob: &Blob, address: Option<&str>) -> Fetched {
+    Fetched {
+        dir: made.dir,
+        cached: false,
+        source_sha256: Some(blob.sha256.clone()),
+        address: address.map(address::shown),
+        checked: Some(made.checked),
+        in_part: None,
+    }
 }
 
 /// The model where it is whole in the store; refused where it never can be.
-fn present(store: &Store, manifest: &Manifest) -> Result<Option<Fetched>, FetchError> {
-    let there = |dir: PathBuf, source_sha256| Fetched { dir, cached: true, source_sha256, address: None };
+pub(super) fn present(store: &Store, manifest: &Manifest) -> Result<Option<Fetched>, FetchError> {
+    let there = |dir: PathBuf, source_sha256| Fetched {
+        dir,
+        cached: true,
+        source_sha256,
+        address: None,
+        checked: None,
+        in_part: None,
+    };
     if let Some(dir) = &manifest.directory {
         return Ok(Some(there(dir.clone(), None)));
     }
@@ -255,116 +300,20 @@ fn candidates<'a>(
 }
 
 /// Converts a file of the store, and drops what is no longer needed, or was never right.
-fn finish(
-    store: &Store,
-    manifest: &Manifest,
-    source: &Source,
-    blob: &Blob,
-    options: &Options,
-    events: &mut dyn FnMut(Event),
-) -> Result<PathBuf, FetchError> {
-    let result = convert(store, manifest, source, blob, options, events);
+fn finish(recipe: &Recipe<'_>, blob: &Blob, events: &mut dyn FnMut(Event)) -> Result<Made, FetchError> {
+    let result = convert(recipe, blob, events);
     let unneeded = match &result {
-        Ok(_) => !options.keep_source,
+        Ok(_) => !recipe.options.keep_source,
         // The file is good; what is in the way is not.
         Err(error) => !error.is_local(),
     };
     if unneeded {
-        store.discard(&blob.sha256);
+        recipe.store.discard(&blob.sha256);
     }
     result
 }
 
-/// Writes the model directory: facts no tensor says are the manifest's, and the tensors must be those it describes.
-fn convert(
-    store: &Store,
-    manifest: &Manifest,
-    source: &Source,
-    blob: &Blob,
-    options: &Options,
-    events: &mut dyn FnMut(Event),
-) -> Result<PathBuf, FetchError> {
-    events(Event::Converting);
+fn convert(recipe: &Recipe<'_>, blob: &Blob, events: &mut dyn FnMut(Event)) -> Result<Made, FetchError> {
     let checkpoint = Checkpoint::open(&blob.path).map_err(ConvertError::from)?;
-    let request = Request {
-        family: source.converter.clone(),
-        branch: source.branch.clone(),
-        heads: Some(manifest.vit.heads),
-        norm_eps: Some(manifest.vit.norm_eps),
-        image_size: Some(manifest.vit.image_size),
-        sidecar: None,
-    };
-    let plan = Plan::new(&checkpoint, &request)?;
-    let wrong = |reason: String| FetchError::Structure {
-        origin: source.address(options.hub.as_deref()),
-        model: manifest.name.clone(),
-        reason,
-    };
-    same_architecture(plan.vit(), &manifest.vit).map_err(wrong)?;
-    let dir = store.model_dir(&manifest.name);
-    let fresh = dir.with_file_name(format!(".{}-{}", manifest.name, nonce()));
-    let cleanup = Cleanup(&fresh);
-    let made = plan.apply(&checkpoint, &source.file_name(), &fresh, false, &mut |_| ControlFlow::Continue(()))?;
-    // Hashed once more while it was read: what was converted is what was verified.
-    if made.config.provenance.source_sha256 != blob.sha256 {
-        return Err(wrong(format!("`{}` changed while it was converted", blob.path.display())));
-    }
-    let config = described(made.config, manifest);
-    let path = fresh.join(ModelFile::Config.name());
-    std::fs::write(&path, config_text(&config, true)).map_err(FetchError::io("write", &path))?;
-    Canonical::open(&fresh)?;
-    store.replace_model(&manifest.name, &fresh, options.chunk)?;
-    drop(cleanup);
-    Ok(dir)
-}
-
-/// The configuration with what only the manifest knows.
-fn described(mut config: ModelConfig, manifest: &Manifest) -> ModelConfig {
-    config.family.clone_from(&manifest.family);
-    config.vit.position.resample = manifest.vit.position.resample;
-    config.feature = manifest.feature;
-    config.preprocessing = manifest.preprocessing;
-    config.licence = manifest.licence.licence();
-    config.provenance.lineage = manifest.base.as_ref().map(|base| base.one_of.join(" or ")).into_iter().collect();
-    config.provenance.lineage.retain(|base| !base.is_empty());
-    config
-}
-
-/// What tensors show of an architecture must be what the manifest says.
-fn same_architecture(found: &VitConfig, stated: &VitConfig) -> Result<(), String> {
-    let shown = |vit: &VitConfig| {
-        let decoder = vit.decoder.map(|decoder| (decoder.width, decoder.depth));
-        [
-            ("image_size", format!("{:?}", vit.image_size)),
-            ("patch_size", vit.patch_size.to_string()),
-            ("width", vit.width.to_string()),
-            ("depth", vit.depth.to_string()),
-            ("mlp_width", vit.mlp_width.to_string()),
-            ("mlp", format!("{:?}", vit.mlp)),
-            ("layer_scale", vit.layer_scale.to_string()),
-            ("registers", vit.registers.to_string()),
-            ("final_norm", vit.final_norm.to_string()),
-            ("classifier", format!("{:?}", vit.classifier)),
-            ("decoder", format!("{decoder:?}")),
-            // Fine-tuning may or may not have trained it.
-            (
-                "position table",
-                if vit.classifier.is_some() { String::new() } else { format!("{:?}", vit.position.kind) },
-            ),
-        ]
-    };
-    let pairs = shown(found).into_iter().zip(shown(stated));
-    let differ = pairs.filter(|(found, stated)| found != stated);
-    let lines: Vec<String> = differ.map(|((what, is), (_, says))| format!("its {what} is {is}, not {says}")).collect();
-    if lines.is_empty() { Ok(()) } else { Err(lines.join("; ")) }
-}
-
-/// Removes a directory that did not become a model.
-struct Cleanup<'a>(&'a Path);
-
-impl Drop for Cleanup<'_> {
-    fn drop(&mut self) {
-        // Gone already where all went well.
-        let _ = std::fs::remove_dir_all(self.0);
-    }
+    recipe.make(&checkpoint, Whole(&blob.sha256), events)
 }

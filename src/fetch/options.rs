@@ -4,6 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+
+use crate::model::PositionKind;
+
 /// Settings of a fetch. The defaults suit a home connection and a cluster alike.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -40,6 +44,8 @@ pub struct Options {
     pub torch_hub: Option<PathBuf>,
     /// Hugging Face's cache (`…/huggingface/hub`), used alike.
     pub hugging_face: Option<PathBuf>,
+    /// Whether a source's file may be read in part.
+    pub parts: Parts,
     /// Keep the downloaded file beside the model, so that damage can be repaired range by range.
     pub keep_source: bool,
     /// Time without a heartbeat after which another process's lock is broken.
@@ -67,9 +73,69 @@ impl Default for Options {
             allow_http: false,
             torch_hub: None,
             hugging_face: None,
+            parts: Parts::Auto,
             keep_source: false,
             stale_lock: Duration::from_secs(60),
             chunk: 4 << 20,
+        }
+    }
+}
+
+/// Whether only those tensors of a torch zip are fetched that become part of the model.
+///
+/// A file that was never here as a whole has no sha256: its entries are compared with the archive's own checksums, and
+/// the model's tensors are pinned in the lock file instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Parts {
+    /// Where the file holds several networks, no hash of it was published or pinned, and it saves a quarter or more.
+    #[default]
+    Auto,
+    /// Never: always the whole file, with its sha256.
+    Never,
+    /// Wherever the server and the container allow, published hashes or not.
+    Always,
+}
+
+/// How a model was checked before it got its name.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "check", rename_all = "kebab-case")]
+pub enum Checked {
+    /// A record of activations was replayed and holds.
+    Golden {
+        /// Stages compared.
+        stages: usize,
+        /// Greatest relative difference of a stage.
+        worst: f64,
+        /// Whether another program made the record.
+        upstream: bool,
+    },
+    /// No record is known; the tensors are exactly those of the architecture.
+    Structure {
+        /// Tensors of the backbone.
+        tensors: usize,
+        /// Their values.
+        parameters: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// What the position table is.
+        position: PositionKind,
+    },
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Golden { stages, worst, upstream } => {
+                let whose = if *upstream { "another program's record" } else { "this tool's own record" };
+                write!(f, "{stages} stages of {whose} replayed, relative difference {worst:.1e} at most")
+            }
+            Self::Structure { tensors, parameters, bytes, position } => {
+                let position = match position {
+                    PositionKind::SinCos { .. } => "sine-cosine",
+                    PositionKind::Learned => "learned",
+                };
+                write!(f, "{tensors} tensors, {parameters} parameters, {bytes} bytes, {position} position table")
+            }
         }
     }
 }
@@ -96,7 +162,7 @@ impl fmt::Debug for Secret {
 }
 
 /// News, given on the thread that called.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
     /// Another process is at it; its result will be used.
@@ -149,4 +215,26 @@ pub enum Event {
     },
     /// The model is being written in the common format.
     Converting,
+    /// Only what is needed of the file is being fetched.
+    InPart {
+        /// Bytes that will have been fetched.
+        needed: u64,
+        /// Bytes of the whole file.
+        total: u64,
+    },
+    /// The file cannot be read in part; all of it is fetched.
+    NotInPart {
+        /// Why.
+        reason: String,
+    },
+    /// The model is what it should be.
+    Checked {
+        /// How that was found out.
+        how: Checked,
+    },
+    /// The model's fingerprint for `identify` could not be kept; the model is none the worse.
+    Unremembered {
+        /// Why.
+        reason: String,
+    },
 }

@@ -1,15 +1,15 @@
 //! A model out of a remote file that holds more: only the chosen branch's tensors are fetched.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::{Event, FetchError, Options, Remote, Store, address};
+use super::download::Wanted;
+use super::make::{IN_PART, Made, Origin, Recipe};
+use super::{Event, FetchError, Options, Parts, Remote, Store, address};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Action, Conversion, ConvertError, Plan, Request, config_text};
 use crate::model::ModelFile;
-
-/// `source_sha256` of a model whose file was never here as a whole.
-const IN_PART: &str = "unknown: read in part";
 
 /// A conversion of a file that was fetched in part.
 #[derive(Debug, Clone)]
@@ -39,18 +39,8 @@ pub fn convert_remote(
 ) -> Result<Partial, FetchError> {
     events(Event::Source { address: address::shown(url) });
     let mut remote = Remote::open(store, url, options)?;
-    // The one tensor whose values a plan looks at.
-    remote.bring(|path| path.last().is_some_and(|name| name.contains("pos_embed") || name.contains("position_emb")))?;
-    let checkpoint = open(&remote)?;
-    let plan = Plan::new(&checkpoint, request)?;
-    let needed: Vec<&str> = plan
-        .decisions()
-        .iter()
-        .filter(|decision| matches!(decision.action, Action::Copy | Action::Join))
-        .map(|decision| decision.source.as_str())
-        .collect();
-    drop(checkpoint);
-    remote.bring(|path| needed.contains(&path.join("/").as_str()))?;
+    let needed = needed(&mut remote, request)?;
+    remote.bring(|path| needed.contains(&path.join("/")))?;
     // Where the tensors really lie is known only now.
     let checkpoint = open(&remote)?;
     events(Event::Converting);
@@ -63,6 +53,69 @@ pub fn convert_remote(
     super::store::write_atomically(&config, &config_text(&conversion.config, true))?;
     let (fetched, total) = remote.fetched();
     Ok(Partial { conversion, fetched, total })
+}
+
+/// A model made of parts of its file.
+pub(super) struct Reading {
+    pub made: Made,
+    /// Bytes that were fetched.
+    pub fetched: u64,
+    /// Bytes of the whole file.
+    pub total: u64,
+}
+
+/// Makes the model from the parts of its source's file that it needs. `None` where the whole file is wanted, or is the
+/// only thing to be had.
+///
+/// # Errors
+/// What stands in the way here, or what is wrong with the model; a server's failure is none.
+pub(super) fn read(
+    recipe: &Recipe<'_>,
+    wanted: &Wanted,
+    events: &mut dyn FnMut(Event),
+) -> Result<Option<Reading>, FetchError> {
+    let options = recipe.options;
+    let auto = match options.parts {
+        Parts::Never => return Ok(None),
+        Parts::Always => false,
+        Parts::Auto if recipe.source.branch.is_none() || !wanted.hashes.is_empty() || wanted.pinned.is_some() => {
+            return Ok(None);
+        }
+        Parts::Auto => true,
+    };
+    let mut bring = || -> Result<Option<Remote<'_>>, FetchError> {
+        let mut remote = Remote::open(recipe.store, &wanted.address, options)?;
+        let needed = needed(&mut remote, &recipe.request())?;
+        let (fetched, total) = remote.fetched();
+        let all = fetched + remote.cost(|path| needed.contains(&path.join("/")))?;
+        if auto && all > total / 4 * 3 {
+            return Ok(None);
+        }
+        events(Event::InPart { needed: all, total });
+        remote.bring(|path| needed.contains(&path.join("/")))?;
+        Ok(Some(remote))
+    };
+    let remote = match bring() {
+        Ok(Some(remote)) => remote,
+        Ok(None) => return Ok(None),
+        Err(error) if error.is_local() => return Err(error),
+        Err(error) => {
+            events(Event::NotInPart { reason: error.to_string() });
+            return Ok(None);
+        }
+    };
+    let made = recipe.make(&open(&remote)?, Origin::Part, events)?;
+    let (fetched, total) = remote.fetched();
+    Ok(Some(Reading { made, fetched, total }))
+}
+
+/// Paths, joined by `/`, of the tensors a conversion takes.
+fn needed(remote: &mut Remote<'_>, request: &Request) -> Result<HashSet<String>, FetchError> {
+    // The one tensor whose values a plan looks at.
+    remote.bring(|path| path.last().is_some_and(|name| name.contains("pos_embed") || name.contains("position_emb")))?;
+    let plan = Plan::new(&open(remote)?, request)?;
+    let taken = plan.decisions().iter().filter(|decision| matches!(decision.action, Action::Copy | Action::Join));
+    Ok(taken.map(|decision| decision.source.clone()).collect())
 }
 
 fn open(remote: &Remote<'_>) -> Result<Checkpoint, FetchError> {

@@ -19,7 +19,12 @@ pub(super) struct Pins {
 #[serde(deny_unknown_fields)]
 struct Pin {
     address: String,
-    sha256: String,
+    /// Of the file, once it was here as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+    /// Of the model's tensors, where the file was read in part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tensors: Option<String>,
     bytes: u64,
 }
 
@@ -39,20 +44,43 @@ impl Pins {
 
     /// The sha256 first seen at `address`.
     pub(super) fn get(&self, address: &str) -> Option<&str> {
-        self.pins.iter().find(|pin| pin.address == address).map(|pin| pin.sha256.as_str())
+        self.at(address)?.sha256.as_deref()
+    }
+
+    /// The tensors' sha256 when the file at `address` was first read in part.
+    pub(super) fn tensors(&self, address: &str) -> Option<&str> {
+        self.at(address)?.tensors.as_deref()
+    }
+
+    fn at(&self, address: &str) -> Option<&Pin> {
+        self.pins.iter().find(|pin| pin.address == address)
     }
 
     /// The addresses a file with this sha256 came from.
     pub(super) fn addresses(&self, sha256: &str) -> impl Iterator<Item = &str> {
-        self.pins.iter().filter(move |pin| pin.sha256 == sha256).map(|pin| pin.address.as_str())
+        self.pins.iter().filter(move |pin| pin.sha256.as_deref() == Some(sha256)).map(|pin| pin.address.as_str())
     }
 
-    /// Adds a pin and writes the lock file, atomically; an address that is pinned stays as it was.
-    pub(super) fn add(&mut self, path: &Path, address: &str, sha256: &str, bytes: u64) -> Result<(), FetchError> {
-        if self.get(address).is_some() {
+    /// Adds what is not pinned yet of an address and writes the lock file, atomically; what is pinned stays as it was.
+    pub(super) fn add(
+        &mut self,
+        path: &Path,
+        address: &str,
+        sha256: Option<&str>,
+        tensors: Option<&str>,
+        bytes: u64,
+    ) -> Result<(), FetchError> {
+        let index = self.pins.iter().position(|pin| pin.address == address).unwrap_or_else(|| {
+            self.pins.push(Pin { address: address.to_owned(), sha256: None, tensors: None, bytes });
+            self.pins.len() - 1
+        });
+        let pin = &mut self.pins[index];
+        let known = (pin.sha256.is_some(), pin.tensors.is_some());
+        pin.sha256 = pin.sha256.take().or(sha256.map(str::to_owned));
+        pin.tensors = pin.tensors.take().or(tensors.map(str::to_owned));
+        if known == (pin.sha256.is_some(), pin.tensors.is_some()) {
             return Ok(());
         }
-        self.pins.push(Pin { address: address.to_owned(), sha256: sha256.to_owned(), bytes });
         let text =
             toml::to_string(self).map_err(|error| FetchError::io("write", path)(std::io::Error::other(error)))?;
         write_atomically(path, &format!("{HEAD}{text}"))

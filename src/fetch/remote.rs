@@ -112,6 +112,20 @@ impl<'a> Remote<'a> {
     /// # Errors
     /// [`FetchError::Source`] when the server fails, or an entry's checksum differs.
     pub fn bring(&mut self, wanted: impl Fn(&[String]) -> bool) -> Result<(), FetchError> {
+        let storages = self.storages(wanted)?;
+        self.bring_entries(&storages)
+    }
+
+    /// Bytes that [`Remote::bring`] would fetch.
+    ///
+    /// # Errors
+    /// [`FetchError::Source`] when a tensor does not lie in one piece.
+    pub fn cost(&self, wanted: impl Fn(&[String]) -> bool) -> Result<u64, FetchError> {
+        let storages = self.storages(wanted)?;
+        Ok(storages.iter().map(|&entry| (self.entries[entry].end - self.entries[entry].listed.header) as u64).sum())
+    }
+
+    fn storages(&self, wanted: impl Fn(&[String]) -> bool) -> Result<BTreeSet<usize>, FetchError> {
         let checkpoint = self.checkpoint()?;
         let mut storages = BTreeSet::new();
         for tensor in checkpoint.tensors().iter().filter(|tensor| wanted(&tensor.path)) {
@@ -124,8 +138,7 @@ impl<'a> Remote<'a> {
             let entry = self.entries.partition_point(|entry| entry.listed.header <= offset).checked_sub(1);
             storages.extend(entry.filter(|&entry| span.len > 0 && !self.entries[entry].here));
         }
-        drop(checkpoint);
-        self.bring_entries(&storages)
+        Ok(storages)
     }
 
     fn checkpoint(&self) -> Result<Checkpoint, FetchError> {

@@ -5,7 +5,7 @@
 //! <home>/models/<name>/          a model                <home>/trees/model-<name>.json  its files' chunk hashes
 //! <home>/partial/<key>.part      a download in progress, with its journal
 //! <home>/pins/<name>.toml        hashes of first use    <home>/zoo/<name>.toml       the user's manifests
-//! <home>/locks/<key>.lock        who is at it
+//! <home>/locks/<key>.lock        who is at it           <home>/fingerprints/<name>.json  what `identify` knows
 //! ```
 
 use std::io::Write as _;
@@ -72,12 +72,28 @@ impl Store {
         self.home.join("zoo")
     }
 
+    /// Fingerprints of models that are or were here, for [`crate::identify`]; need not exist.
+    pub fn fingerprints(&self) -> PathBuf {
+        self.home.join("fingerprints")
+    }
+
     /// Where the model `name` is, in the common format, if it is there and unchanged since it was written.
     pub fn model(&self, name: &str) -> Option<PathBuf> {
         let dir = self.model_dir(name);
         let files = self.model_trees(name)?;
         let untouched = |(file, tree): (&String, &Tree)| matches!(tree.look(&dir.join(file)), Ok(Look::Untouched));
         files.iter().all(untouched).then_some(dir)
+    }
+
+    /// Checks that `bytes` more fit on the disk.
+    pub(super) fn admit(&self, bytes: u64, options: &super::Options) -> Result<(), FetchError> {
+        let folder = self.home.join("partial");
+        let needed = bytes.saturating_add(options.keep_free);
+        let free = fs4::available_space(&folder).map_err(FetchError::io("ask for the free space of", &folder))?;
+        if free < needed {
+            return Err(FetchError::NoSpace { path: folder.display().to_string(), needed, free });
+        }
+        Ok(())
     }
 
     /// The file with this sha256, if it is there and unchanged since it was verified. A file that was touched is read

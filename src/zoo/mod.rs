@@ -13,5 +13,6 @@ mod register;
 
 pub use catalogue::{Lineage, Zoo, ZooError};
 pub use digest::{Digest, DigestError};
+pub(crate) use manifest::is_name;
 pub use manifest::{Base, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms};
 pub use register::register;

@@ -1,0 +1,52 @@
+//! `tec-zoo bundle`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use super::{exit::Exit, fetch, output::Output, registry};
+use crate::fetch::{Store, bundle};
+
+/// Pack models that are here into one archive, for a site without a network
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  tec-zoo fetch ibot-vitb mae-vitb && tec-zoo bundle ibot-vitb mae-vitb --out models.bundle
+  tec-zoo fetch --from models.bundle                            on the other side; with names, only those
+
+The bundle is a plain tar and the same bytes whenever it is made of the same models. Its sha256 goes to stdout: compare it on the
+other side. Licences stay with their models.")]
+pub(super) struct Args {
+    /// Names of the zoo, or of registered models
+    #[arg(required = true)]
+    models: Vec<String>,
+    /// The archive to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Replace a file that is already there
+    #[arg(long)]
+    overwrite: bool,
+    /// For machines: one object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let zoo = registry::zoo()?;
+    let store = Store::open(&registry::home()?)?;
+    let mut models = Vec::new();
+    for name in &args.models {
+        let Some(directory) = registry::present(zoo.get(name)?)? else {
+            bail!("`{name}` is a known model, but it is not here\nhint: `tec-zoo fetch {name}`");
+        };
+        models.push((name.clone(), directory));
+    }
+    let mut news = fetch::News::new(output);
+    let made = bundle(&store, &models, &args.out, args.overwrite, &mut |event| news.hear(event));
+    news.bar.finish_and_clear();
+    let made = made.with_context(|| format!("`{}` is not written", args.out.display()))?;
+    match args.json {
+        true => output.json(&made)?,
+        false => output.line(format_args!("{}  {}", made.sha256, made.path.display()))?,
+    }
+    Ok(Exit::Done)
+}
