@@ -1,6 +1,8 @@
 //! Fetching, against a server on loopback that fails in every way servers do: each run ends with the right bytes or with
 //! an error that names what happened, and never with the wrong bytes.
 
+mod bundle;
+mod disk;
 mod kill;
 mod model;
 mod random;
@@ -393,6 +395,62 @@ fn a_server_that_does_not_speak_tls_is_named() {
     let error = Home::new().get(&format!("https://127.0.0.1:{}/weights.pth", server.port()), &[]).unwrap_err();
     assert_eq!(error.kind(), Kind::Network);
     assert!(error.to_string().contains("gave up after 4 attempts"), "{error}");
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_proxy_is_asked_for_other_hosts_and_never_for_this_one() {
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    let proxy = Server::start(move |ask| {
+        log.lock().unwrap().push(ask.path.clone());
+        Answer::status(404)
+    });
+    let direct = Server::start(|_| Answer::status(404));
+    let home = Home::new();
+    let run = |url: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tec-zoo"));
+        for name in ["NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"] {
+            command.env_remove(name);
+        }
+        command.args(["fetch", "mae-vitb", "--allow-http", "--from", url]);
+        let output = command.env("TEC_ZOO_HOME", home.path()).env("http_proxy", proxy.url("")).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+    };
+    run(&direct.url("x.pth"));
+    assert_eq!((asked.lock().unwrap().len(), direct.requests()), (0, 1));
+    run("http://example.invalid/x.pth");
+    assert_eq!(*asked.lock().unwrap(), ["http://example.invalid/x.pth"]);
+}
+
+/// Not trusted is not unreachable: asked once, told nothing, and named. The same server is good where its authority is
+/// trusted, so it is the certificate that is refused.
+#[test]
+fn a_certificate_nobody_vouches_for_is_refused_before_anything_is_said() {
+    let server = Server::start_tls(|ask| Answer::file(ask, &noise(SIZE, 22), "\"t\""));
+    let url = format!("https://localhost:{}/weights.pth", server.port());
+    let home = Home::new();
+    let error = home.get(&url, &[]).unwrap_err();
+    assert_eq!((error.kind(), server.requests()), (Kind::Network, 0));
+    let text = error.to_string();
+    assert!(text.contains("certificate") && !text.contains("attempts"), "{text}");
+    home.is_empty();
+}
+
+#[cfg(all(feature = "cli", target_os = "linux"))]
+#[test]
+fn a_certificate_of_a_trusted_authority_is_accepted() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let body = std::fs::read(fixtures.join("reference/mae_pretrain_vit_tiny.pth")).unwrap();
+    let server = Server::start_tls(move |ask| Answer::file(ask, &body, "\"t\""));
+    let url = format!("https://localhost:{}/weights.pth", server.port());
+    let home = Home::new();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tec-zoo"));
+    command.args(["inspect", &url]).env("TEC_ZOO_HOME", home.path());
+    let refused = command.env_remove("SSL_CERT_FILE").output().unwrap();
+    assert_eq!((refused.status.code(), server.requests()), (Some(4), 0), "{refused:?}");
+    let accepted = command.env("SSL_CERT_FILE", fixtures.join("tls/authority.pem")).output().unwrap();
+    assert!(accepted.status.success() && server.requests() > 0, "{}", String::from_utf8_lossy(&accepted.stderr));
 }
 
 #[test]

@@ -164,7 +164,7 @@ impl Board<'_> {
     fn follow(&self) -> std::io::Result<Hashes> {
         let mut hasher = Hasher::new(self.job.md5);
         let mut leaves = Vec::new();
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = vec![0; BUFFER];
         for index in 0..self.total.div_ceil(self.chunk) as usize {
             let mut state = self.lock();
             let leaf = loop {
@@ -179,7 +179,8 @@ impl Board<'_> {
             leaves.push(leaf);
             let (mut offset, end) = (self.chunk * index as u64, self.chunk * index as u64 + self.len(index));
             while offset < end {
-                let piece = &mut buffer[..(end - offset).min(1 << 20) as usize];
+                // As much as stays in the processor's cache between being read and being hashed.
+                let piece = &mut buffer[..(end - offset).min(BUFFER as u64) as usize];
                 positioned::read_at(self.file, piece, offset)?;
                 hasher.update(piece);
                 offset += piece.len() as u64;
@@ -253,7 +254,9 @@ impl Board<'_> {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         let missing = state.chunks.iter().filter(|chunk| matches!(chunk, Chunk::Missing(_))).count();
-        let longest = (missing / (2 * state.workers.max(1))).clamp(1, LONGEST_RUN);
+        let share = |chunks: usize| chunks / (2 * state.workers.max(1));
+        // Short at the end, so that nobody waits for the last; and at the beginning, so that the follower need not either.
+        let longest = share(missing).min(share(start)).clamp(1, LONGEST_RUN);
         let Chunk::Missing(filled) = state.chunks[start] else { return None };
         let mut end = start + 1;
         while end - start < longest && state.chunks.get(end) == Some(&Chunk::Missing(0)) {

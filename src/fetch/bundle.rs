@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -74,13 +75,13 @@ struct PackedFile {
 ///
 /// # Errors
 /// [`FetchError::Unpackable`] for a damaged model or one that changes meanwhile; [`FetchError::Io`] when `out` exists (and
-/// `overwrite` is not set) or cannot be written.
+/// `overwrite` is not set), cannot be written, or `watch` broke off; it hears the bytes written and the bytes in all.
 pub fn bundle(
     store: &Store,
     models: &[(String, PathBuf)],
     out: &Path,
     overwrite: bool,
-    events: &mut dyn FnMut(Event),
+    watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Bundled, FetchError> {
     if !overwrite && out.exists() {
         return Err(FetchError::io("write", out)(std::io::ErrorKind::AlreadyExists.into()));
@@ -106,7 +107,9 @@ pub fn bundle(
             let mut hash = Sha256::new();
             let copied = each(&path, |piece| {
                 hash.update(piece);
-                events(Event::Progress { have: tar.bytes.min(total), total: Some(total) });
+                if watch(tar.bytes.min(total), total).is_break() {
+                    return Err(io()(std::io::ErrorKind::Interrupted.into()));
+                }
                 tar.write_all(piece).map_err(io())
             })?;
             if copied != file.bytes || hex(&hash.finalize().into()) != file.sha256 {

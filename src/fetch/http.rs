@@ -130,9 +130,12 @@ impl<'a> Http<'a> {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        let response = request.send().map_err(|error| match error.is_redirect() || error.is_builder() {
-            true => Failure::Refused(describe(error)),
-            false => Failure::transient(describe(error)),
+        let response = request.send().map_err(|error| {
+            // None of these is better a moment later.
+            match error.is_redirect() || error.is_builder() || is_untrusted(&error) {
+                true => Failure::Refused(describe(error)),
+                false => Failure::transient(describe(error)),
+            }
         })?;
         read(response)
     }
@@ -202,6 +205,22 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     // A header is kept in the journal: no longer than a line may be, and one line.
     let text = headers.get(name)?.to_str().ok()?;
     (text.len() <= 1024).then(|| text.to_owned())
+}
+
+/// Whether the server's certificate was not accepted.
+fn is_untrusted(error: &reqwest::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        // The reason hides inside an I/O error, which does not give it as its source.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let tls = error.downcast_ref::<rustls::Error>().or(inner);
+        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The error with its causes, without the address (which may carry a signature).

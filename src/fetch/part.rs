@@ -109,7 +109,7 @@ impl Part {
         head.boot = boot::id().map(str::to_owned);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(io("open", path))?;
-        file.set_len(head.total).map_err(io("size", path))?;
+        file.set_len(head.total).map_err(FetchError::write(path, head.total))?;
         let journal_path = journal_path(path);
         let mut text = serde_json::to_string(&head).unwrap_or_default() + "\n";
         for (index, chunk) in chunks.iter().enumerate() {

@@ -49,8 +49,13 @@ pub fn of_model(name: &str, model: &Canonical) -> Result<Fingerprint, IdentifyEr
     let config = model.config();
     let decoder = model.dir().join(ModelFile::Decoder.name());
     let decoder = if decoder.is_file() { Some(Weights::open(&decoder)?) } else { None };
-    // TEC's class token is computed when its checkpoint is converted, so no checkpoint holds it.
-    let computed = |name: &str| config.provenance.converter == "tec" && name == "cls_token";
+    // What is computed when a checkpoint is converted, no checkpoint holds: TEC's class token; and where there are
+    // registers, the class token with its row of the position table, and the table without it.
+    let computed = |name: &str| match name {
+        "cls_token" => config.vit.registers > 0 || config.provenance.converter == "tec",
+        "pos_embed" => config.vit.registers > 0,
+        _ => false,
+    };
     let files = [Some(model.model()), model.adapters(), decoder.as_ref()];
     let tensors: Vec<_> = files
         .into_iter()

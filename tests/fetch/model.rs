@@ -1,11 +1,11 @@
 //! Whole models: from a manifest's sources to a directory in the common format.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tec_zoo::fetch::{Event, FetchError, Kind, Options, Origin, cache, fetch, fetch_from};
-use tec_zoo::model::{Canonical, Resample};
+use tec_zoo::fetch::{Checked, Event, FetchError, Kind, Options, Origin, Parts, cache, fetch, fetch_from};
+use tec_zoo::model::{AxisOrder, Canonical, PositionKind, Resample};
 use tec_zoo::zoo::{Digest, Manifest, Source, SourceKind, Status, Zoo};
 
 use super::server::{Answer, Server};
@@ -290,4 +290,127 @@ fn threads_that_want_the_same_model_share_one_download() {
     });
     assert!(cached.load(Ordering::SeqCst));
     assert_eq!(server.sent(), body.len() as u64 + 1);
+}
+
+/// The same for a file somebody names, which has no download of a known hash to wait for.
+#[test]
+fn threads_that_are_given_the_same_file_convert_it_once() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    let manifest = manifest("mae-vitb", vec![source("https://example.invalid/x.pth".into(), "mae", full(&body))]);
+    let home = Home::new();
+    let origin = Origin::Url(server.url(MAE));
+    let made = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let options = Options { keep_source: false, ..options() };
+                let fetched = fetch_from(&home.store, &manifest, &origin, &options, &mut |_| {}).unwrap();
+                made.fetch_add(usize::from(!fetched.cached), Ordering::SeqCst);
+            });
+        }
+    });
+    assert_eq!((made.into_inner(), server.sent()), (1, body.len() as u64 + 1));
+}
+
+/// Without a record the tensors are counted; with one, it is replayed before the model gets its name.
+#[test]
+fn a_model_is_checked_before_it_gets_its_name() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    let manifest = manifest("mae-vitb", vec![source(server.url(MAE), "mae", full(&body))]);
+    let home = Home::new();
+    let Some(Checked::Structure { tensors, parameters, bytes: size, position }) =
+        get(&home, &manifest, &options()).unwrap().checked
+    else {
+        panic!("there is no record to replay")
+    };
+    assert_eq!((tensors, parameters, size), (4 + 4 * 12 + 2, manifest.parameters(), manifest.parameters() * 4));
+    assert_eq!(position, PositionKind::SinCos { axis_order: AxisOrder::ColumnFirst });
+    assert!(home.store.fingerprints().join("mae-vitb.json").exists());
+
+    let golden = home.store.overlay().join("mae-vitb.golden.safetensors");
+    std::fs::create_dir_all(home.store.overlay()).unwrap();
+    let dir = home.path().join("models/mae-vitb");
+    for (record, right) in [("mocov3_expected.safetensors", false), ("mae_expected.safetensors", true)] {
+        std::fs::remove_dir_all(&dir).unwrap_or_default();
+        std::fs::copy(fixture(record), &golden).unwrap();
+        match get(&home, &manifest, &options()) {
+            Ok(fetched) => {
+                assert!(right, "{record}");
+                let Some(Checked::Golden { stages, worst, upstream }) = fetched.checked else { panic!("not replayed") };
+                assert!(stages > 4 && worst < 1e-5 && upstream, "{stages} {worst}");
+                assert!(fetched.dir.join("golden.safetensors").exists(), "`verify` must find it");
+            }
+            Err(error) => {
+                assert!(!right, "{error}");
+                assert!(matches!(error, FetchError::Sources { .. }) && error.kind() == Kind::Verification, "{error}");
+                assert!(error.to_string().contains("does not pass its golden check"), "{error}");
+                assert!(files(&home.path().join("models")).is_empty());
+            }
+        }
+    }
+}
+
+/// MoCo v3's files hold two encoders, heads and a predictor; only one encoder is wanted, and nobody published a hash.
+#[test]
+fn only_the_wanted_network_of_a_large_file_is_fetched() {
+    let name = "mocov3_vit_tiny.pth.tar";
+    let body = bytes(name);
+    let ranges = Arc::new(AtomicBool::new(true));
+    let (served, does) = (body.clone(), Arc::clone(&ranges));
+    let server = Server::start(move |ask| match does.load(Ordering::SeqCst) {
+        true => Answer::file(ask, &served, "\"p\""),
+        false => Answer::whole(&served),
+    });
+    let mut only = source(server.url(name), "moco-v3", vec![]);
+    only.branch = Some("base".into());
+    let manifest = manifest("mocov3-vits", vec![only]);
+    let whole = Home::new();
+    let complete = get(&whole, &manifest, &Options { parts: Parts::Never, ..options() }).unwrap();
+    assert_eq!((complete.in_part, complete.source_sha256), (None, Some(super::sha256(&body))));
+
+    let before = server.sent();
+    let home = Home::new();
+    let mut events = Vec::new();
+    let fetched = fetch(&home.store, &manifest, &options(), &mut |event| events.push(event)).unwrap();
+    let (some, all) = fetched.in_part.unwrap();
+    assert_eq!((all, some), (body.len() as u64, server.sent() - before), "what is stated is what was sent");
+    assert!(some < all * 2 / 3, "{some} of {all}");
+    assert!(events.contains(&Event::InPart { needed: some, total: all }), "{events:?}");
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(weights(&fetched.dir) == weights(&complete.dir));
+    let config = Canonical::open(&fetched.dir).unwrap().config().clone();
+    assert_eq!((config.provenance.source_sha256.as_str(), fetched.source_sha256), ("unknown: read in part", None));
+    assert!(get(&home, &manifest, &options()).unwrap().cached);
+
+    // Pinned by its tensors: also the whole file must have those from now on, and so must every later part.
+    let pins = home.path().join("pins/mocov3-vits.toml");
+    let text = std::fs::read_to_string(&pins).unwrap();
+    assert!(text.contains("tensors = ") && !text.contains("sha256 = "), "{text}");
+    let again = |ranged: bool| {
+        ranges.store(ranged, Ordering::SeqCst);
+        std::fs::remove_dir_all(&fetched.dir).unwrap_or_default();
+        let mut said = Vec::new();
+        let result = fetch(&home.store, &manifest, &options(), &mut |event| said.push(event));
+        (result, said)
+    };
+    assert!(again(true).0.unwrap().in_part.is_some());
+    let digits = text.split("tensors = \"").nth(1).unwrap()[..64].to_owned();
+    std::fs::write(&pins, text.replace(&digits, &"0".repeat(64))).unwrap();
+    for ranged in [true, false] {
+        let error = again(ranged).0.unwrap_err();
+        assert_eq!(error.kind(), Kind::Verification, "{error}");
+        assert!(error.to_string().contains(&digits) && error.to_string().contains("mocov3-vits.toml"), "{error}");
+        assert!(files(&home.path().join("models")).is_empty());
+    }
+    std::fs::write(&pins, &text).unwrap();
+    let (result, said) = again(false);
+    assert_eq!(result.unwrap().in_part, None);
+    let why = said.iter().find_map(|event| match event {
+        Event::NotInPart { reason } => Some(reason),
+        _ => None,
+    });
+    assert!(why.unwrap().contains("does not give parts"), "{said:?}");
+    assert!(std::fs::read_to_string(&pins).unwrap().contains(&super::sha256(&body)));
 }

@@ -109,18 +109,48 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(answer: impl Fn(&Ask) -> Answer + Send + Sync + 'static) -> Self {
+        Self::speaking(answer, |stream| {
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        })
+    }
+
+    /// A server whose certificate is signed by an authority no system trusts.
+    pub(crate) fn start_tls(answer: impl Fn(&Ask) -> Answer + Send + Sync + 'static) -> Self {
+        let file = |name: &str| {
+            std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tls").join(name)).unwrap()
+        };
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(file("server.key.der"));
+        let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![file("server.der").into()], key.into())
+            .unwrap();
+        let config = Arc::new(config);
+        Self::speaking(answer, move |stream| {
+            let session = rustls::ServerConnection::new(Arc::clone(&config)).map_err(std::io::Error::other)?;
+            Ok(Box::new(rustls::StreamOwned::new(session, stream)))
+        })
+    }
+
+    fn speaking(
+        answer: impl Fn(&Ask) -> Answer + Send + Sync + 'static,
+        speak: impl Fn(TcpStream) -> std::io::Result<Box<dyn Stream>> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let counts = Arc::new(Counts::default());
-        let (shared, answer) = (Arc::clone(&counts), Arc::new(answer));
+        let (shared, answer, speak) = (Arc::clone(&counts), Arc::new(answer), Arc::new(speak));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if shared.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let (shared, answer) = (Arc::clone(&shared), Arc::clone(&answer));
+                let (shared, answer, speak) = (Arc::clone(&shared), Arc::clone(&answer), Arc::clone(&speak));
+                let talk = move || serve(&mut *speak(stream?)?, &shared, &*answer);
                 // A client that goes away is what is being tested.
-                std::thread::spawn(move || drop(stream.and_then(|stream| serve(stream, &shared, &*answer))));
+                std::thread::spawn(move || drop(talk()));
             }
         });
         Self { address, counts }
@@ -151,8 +181,12 @@ impl Drop for Server {
     }
 }
 
-fn serve(mut stream: TcpStream, counts: &Counts, answer: &dyn Fn(&Ask) -> Answer) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
+/// What a conversation runs over.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
+fn serve(stream: &mut dyn Stream, counts: &Counts, answer: &dyn Fn(&Ask) -> Answer) -> std::io::Result<()> {
     let mut pending = Vec::new();
     loop {
         let end = loop {
@@ -178,7 +212,7 @@ fn serve(mut stream: TcpStream, counts: &Counts, answer: &dyn Fn(&Ask) -> Answer
             None => text += "Connection: close\r\n\r\n",
         }
         stream.write_all(text.as_bytes())?;
-        let whole = send(&mut stream, &answer, counts)?;
+        let whole = send(stream, &answer, counts)?;
         if !whole || length != Some(answer.body.len() as u64) {
             return Ok(());
         }
@@ -186,7 +220,7 @@ fn serve(mut stream: TcpStream, counts: &Counts, answer: &dyn Fn(&Ask) -> Answer
 }
 
 /// Whether the connection is still good afterwards.
-fn send(stream: &mut TcpStream, answer: &Answer, counts: &Counts) -> std::io::Result<bool> {
+fn send(stream: &mut dyn Stream, answer: &Answer, counts: &Counts) -> std::io::Result<bool> {
     let (step, pause) = match answer.fault {
         Fault::Drip(step, pause) => (step, pause),
         _ => (64 << 10, Duration::ZERO),
