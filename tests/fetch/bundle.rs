@@ -116,7 +116,8 @@ fn damage_anywhere_is_found_and_leaves_nothing() {
                 assert!(files(&home.path().join("models")).is_empty(), "at {at}: {error}");
             }
             Ok(done) => {
-                assert_eq!(bytes[at] & !4, 0, "at {at}, which is no padding");
+                // The last byte of a header's checksum field says nothing.
+                assert!(bytes[at] & !4 == 0 || at == 155, "at {at}, which is no padding");
                 Canonical::open(&done[0].1.dir).unwrap();
             }
         }
@@ -165,7 +166,7 @@ fn no_name_in_a_bundle_leads_out_of_the_store() {
         (index("x", &both).replace("\"bytes\":4", "\"bytes\":18446744073709551615"), "x", regular, "absurd"),
         (index("x", &both).replace("format\":1", "format\":9"), "x", regular, "its format is 9"),
         (index("x", &both).replace("{\"format", "{\"run\":1,\"format"), "x", regular, "unknown field `run`"),
-        (index("x", &both), "x/config.json", regular, "it ends"),
+        (index("x", &both), "x/config.json", regular, "it is damaged before `x/model.safetensors`"),
     ] {
         make(&index, name, kind);
         let home = Home::new();

@@ -41,7 +41,7 @@ fn child() {
     let filler = disk.join("filler");
     let mut events = |event| {
         if let Event::Progress { have, .. } = event
-            && have > SIZE as u64 / 4
+            && have > SIZE as u64 / 3
             && !limited
             && !filler.exists()
         {
@@ -68,7 +68,8 @@ fn child() {
     let blob = fetch_file(&store, &url, &full(&body), None, &settings(), &mut events).unwrap();
     assert!(std::fs::read(&blob.path).unwrap() == *body && blob.sha256 == sha256(&body));
     assert!(resumed > SIZE as u64 / 5, "only {resumed} bytes were kept");
-    assert!(server.sent() - before <= SIZE as u64 - resumed + 1, "what was kept was fetched again");
+    // What was on its way when the first one gave up is counted too.
+    assert!(server.sent() - before <= SIZE as u64 - resumed + (1 << 18), "what was kept was fetched again");
 }
 
 fn fill(path: &Path) {
