@@ -116,6 +116,27 @@ fn ibot_teacher_agrees_and_so_does_its_rectangular_image_under_its_own_position_
 }
 
 #[test]
+fn dino_agrees_block_by_block_at_patch_8_and_16_and_on_rectangular_images() {
+    for (file, branch, record) in
+        [("vit8_pretrain.pth", None, "vit8"), ("vit16_full_checkpoint.pth", Some("teacher"), "vit16")]
+    {
+        let dir = Path::new("fixtures/dino");
+        let out = tempfile::tempdir().unwrap();
+        let model = convert(&dir.join(file), "dino", branch, &out.path().join("model"));
+        assert_eq!(model.config().vit.patch_size, record.strip_prefix("vit").unwrap().parse::<usize>().unwrap());
+        let reference = Reference::open(dir, &format!("{record}_expected.safetensors"));
+        let mut ops = Eager::new(&model);
+        let features = ops.features(&reference.get("images")).unwrap();
+        for (i, block) in features.blocks.iter().enumerate() {
+            reference.agrees(&format!("block{i}"), block);
+        }
+        reference.agrees("norm", features.last());
+        let features = ops.features(&reference.get("images_large")).unwrap();
+        reference.agrees("last_large", features.last());
+    }
+}
+
+#[test]
 fn tec_agrees_and_so_do_its_merged_class_token_and_its_adapted_feature() {
     each("tec_checkpoint-299.pth", "tec", None, "tec_expected.safetensors", |model, reference| {
         let mut ops = Eager::new(model);

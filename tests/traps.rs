@@ -109,6 +109,13 @@ fn ibot(branch: &str) -> Spoiled {
     Spoiled::of("ibot_checkpoint_full.pth", "ibot", Some(branch))
 }
 
+/// The fixture with everything that a plain ViT has not.
+fn dinov2() -> Spoiled {
+    Spoiled::of("../dinov2/vitg_reg4_tiny14_pretrain.pth", "dinov2", None)
+}
+
+const DINOV2: &str = "../dinov2/vitg_reg4";
+
 fn tec() -> Spoiled {
     Spoiled::of("tec_checkpoint-299.pth", "tec", None)
 }
@@ -125,7 +132,9 @@ fn names(report: &Report, cause: &Cause, proven: bool, words: &str) {
 
 #[test]
 fn a_right_model_holds_and_nothing_is_suspected() {
-    for (spoiled, family) in [(mae(), "mae"), (mocov3("base"), "mocov3"), (ibot("teacher"), "ibot"), (tec(), "tec")] {
+    for (spoiled, family) in
+        [(mae(), "mae"), (mocov3("base"), "mocov3"), (ibot("teacher"), "ibot"), (tec(), "tec"), (dinov2(), DINOV2)]
+    {
         let report = spoiled.against(family);
         assert!(report.holds, "{family}: {report}");
         assert_eq!(report.origin, Origin::Upstream);
@@ -183,6 +192,35 @@ fn every_wrong_order_of_the_qkv_thirds_is_named() {
         let report = mae().reorder("attn.qkv", &order).against("mae");
         names(&report, &Cause::QkvOrder { holds: holds.into() }, true, "the common order is q,k,v");
     }
+}
+
+#[test]
+fn gate_and_value_exchanged_are_named() {
+    let report = dinov2().reorder("mlp.fc1", &[1, 0]).against(DINOV2);
+    assert_eq!(report.first_diverging, Some(Point::Block(0)));
+    names(&report, &Cause::GateOrder, true, "the common order is gate, then value");
+}
+
+#[test]
+fn a_layer_scale_left_at_its_initial_value_is_named() {
+    for initial in [1.0, 1e-5] {
+        let mut spoiled = dinov2();
+        for branch in ["ls1", "ls2"] {
+            spoiled.tensors.get_mut(&format!("blocks.1.{branch}.gamma")).unwrap().1.fill(initial);
+        }
+        let report = spoiled.against(DINOV2);
+        assert_eq!(report.first_diverging, Some(Point::Block(1)));
+        names(&report, &Cause::LayerScaleLost, false, "its trained values were lost");
+    }
+}
+
+#[test]
+fn the_rule_of_models_without_registers_is_named_where_there_are_some() {
+    let mut spoiled = dinov2();
+    spoiled.config["tec_zoo"]["vit"]["position"]["resample"] = json!({"rule": "scale-offset", "offset": 0.1});
+    let report = spoiled.against(DINOV2);
+    let configured = Resample::ScaleOffset { offset: 0.1 };
+    names(&report, &Cause::PositionResample { configured, fits: Resample::SizeAntialias }, true, "size-antialias");
 }
 
 #[test]

@@ -3,9 +3,9 @@
 //! # What is counted
 //! One image. Every product of a weight or of an activation with an activation, once, as one multiply-accumulate: patch
 //! embedding, Linears, and attention's q·kᵀ and weights·v (T²·C each). Biases, norms, softmax, GELU, additions and
-//! products taken value by value (LayerScale, a SwiGLU's gate) are not. Parts whose result is thrown away count when upstream computes them: both of TEC's decoders predict the class row
-//! and drop it. This is the convention of Table 8 of the TEC paper: it gives 8.3 G and 17.6 G, and 118.6 M parameters,
-//! for ViT-B, position tables included.
+//! products taken value by value (LayerScale, a SwiGLU's gate) are not. Parts whose result is thrown away count when
+//! upstream computes them: both of TEC's decoders predict the class row and drop it. This is the convention of Table 8 of
+//! the TEC paper: it gives 8.3 G and 17.6 G, and 118.6 M parameters, for ViT-B, position tables included.
 
 use serde::Serialize;
 

@@ -66,6 +66,10 @@ pub enum Cause {
         /// What the thirds hold, such as `k,q,v`; it should be `q,k,v`.
         holds: String,
     },
+    /// The halves of a SwiGLU's first Linear are exchanged.
+    GateOrder,
+    /// The model's LayerScale holds initial values.
+    LayerScaleLost,
     /// The position table is laid out for the other axis order.
     PositionAxes {
         /// In what way.
@@ -119,6 +123,13 @@ impl Cause {
             }
             Self::QkvOrder { holds } => {
                 format!("the thirds of `attn.qkv` hold {holds}; the common order is q,k,v")
+            }
+            Self::GateOrder => {
+                "the halves of `mlp.fc1` hold value and gate; the common order is gate, then value".into()
+            }
+            Self::LayerScaleLost => {
+                "this block's LayerScale (`ls1.gamma`, `ls2.gamma`) is one number throughout: its trained values were lost"
+                    .into()
             }
             Self::PositionAxes { how: PositionAxes::GridTransposed } => {
                 "the position table is transposed: its rows are the grid's columns".into()
@@ -178,6 +189,15 @@ impl Cause {
             }
             Self::QkvOrder { .. } => {
                 "convert again from the original checkpoint with a mapping that concatenates q, k and v in this order"
+                    .into()
+            }
+            Self::GateOrder => {
+                "convert again from the original checkpoint with a mapping that puts the gate (the half under silu) first"
+                    .into()
+            }
+            Self::LayerScaleLost => {
+                "convert again from a checkpoint that holds `ls1.gamma` and `ls2.gamma`; loading with strict=False leaves \
+                 them at their initial value"
                     .into()
             }
             Self::PositionAxes { .. } => {

@@ -47,6 +47,12 @@ pub(super) fn diagnose(
     if point == Point::Norm && weights::norm_is_initial(replay)? {
         return likely(Cause::FinalNormLost);
     }
+    if let Point::Block(i) = point
+        && replay.config().layer_scale
+        && weights::scale_is_initial(replay, i)?
+    {
+        return likely(Cause::LayerScaleLost);
+    }
     if let Some(stored) = weights::rounded_to(replay.model) {
         return likely(Cause::Precision { stored });
     }

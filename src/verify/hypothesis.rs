@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 use super::replay::Replay;
 use super::{Cause, Point, PositionAxes};
 use crate::kernels::KernelError;
-use crate::model::{Activation, Ops, Resample, VitConfig};
+use crate::model::{Activation, Mlp, Ops, Resample, VitConfig};
 
 /// A cause, and the pass that would prove it.
 pub(super) struct Hypothesis {
@@ -42,6 +42,9 @@ pub(super) fn at(replay: &mut Replay<'_>, point: Point) -> Result<Vec<Hypothesis
             heads(replay.config(), &mut out);
             subtle(replay.config(), &mut out);
             qkv_order(replay, i, &mut out)?;
+            if replay.config().mlp == Mlp::SwiGlu {
+                gate_order(replay, i, &mut out)?;
+            }
             if i == 0 && replay.golden.get(Point::Embedded).is_none() {
                 class_token(replay, &mut out)?;
                 position_axes(replay, &mut out)?;
@@ -120,6 +123,22 @@ fn qkv_order(replay: &mut Replay<'_>, i: usize, out: &mut Vec<Hypothesis>) -> Re
         let cause = Cause::QkvOrder { holds: holds.map(String::from).join(",") };
         out.push(Hypothesis::parameters(cause, replay.config(), parameters));
     }
+    Ok(())
+}
+
+/// Gate and value of block `i`'s SwiGLU exchanged.
+fn gate_order(replay: &mut Replay<'_>, i: usize, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
+    let mut parameters = Vec::new();
+    for leaf in ["weight", "bias"] {
+        let name = format!("blocks.{i}.mlp.fc1.{leaf}");
+        let stored = replay.ops.parameter(&name)?;
+        let exchanged = altered("exchange gate and value", || {
+            let half = stored.dim(0)? / 2;
+            Tensor::cat(&[stored.narrow(0, half, half)?, stored.narrow(0, 0, half)?], 0)
+        })?;
+        parameters.push((name, exchanged));
+    }
+    out.push(Hypothesis::parameters(Cause::GateOrder, replay.config(), parameters));
     Ok(())
 }
 

@@ -26,6 +26,9 @@ CHECKPOINTS = {
     "mocov3": ("mocov3_vit_tiny.pth.tar", ["--family", "moco-v3", "--branch", "base"]),
     "tec": ("tec_checkpoint-299.pth", ["--family", "tec"]),
     "tec-released": ("tec_converted.pth", ["--family", "tec"]),
+    "dino8": ("../dino/vit8_pretrain.pth", ["--family", "dino"]),
+    "dinov2": ("../dinov2/vit_tiny14_pretrain.pth", ["--family", "dinov2"]),
+    "dinov2-reg": ("../dinov2/vitg_reg4_tiny14_pretrain.pth", ["--family", "dinov2"]),
 }
 
 

@@ -22,6 +22,10 @@ VARIANTS = {
     "adapted": (["--for", "tokens", "--adapters", "keep"], ["tec"]),
     "levels": (["--for", "levels", "--levels", "0,1,3"], ["mae"]),
     "classification": (["--for", "classification"], ["mae", "mocov3"]),
+    "dinov2-tokens": (["--for", "tokens"], ["dinov2", "dinov2-reg"]),
+    "dinov2-other-size": (["--for", "tokens", "--size", "28x70"], ["dinov2", "dinov2-reg"]),
+    "dinov2-levels": (["--for", "levels", "--levels", "0,1"], ["dinov2-reg"]),
+    "dinov2-classification": (["--for", "classification"], ["dinov2-reg"]),
 }
 CASES = [
     (name, model, target)

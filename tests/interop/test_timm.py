@@ -13,13 +13,14 @@ from transformers import ViTForImageClassification, ViTModel
 # Five operators deep in float32, two implementations: the forward pass of four blocks agrees to a few units in the last place
 # of values around 3 (9 before the norm).
 TOLERANCE = 1e-5
-FULL = ["mae", "ibot", "mocov3", "tec"]
-ALL = [*FULL, "tec-released"]
+FULL = ["mae", "ibot", "mocov3", "tec", "dino8"]
+ALL = [*FULL, "tec-released", "dinov2", "dinov2-reg"]
+RECORDS = {"dino8": "../dino/vit8", "dinov2": "../dinov2/vit", "dinov2-reg": "../dinov2/vitg_reg4", "tec-released": "tec"}
 
 
 def expected(name):
     """The authors' images, and what their encoder makes of them as far as this checkpoint goes."""
-    stored = load_file(REFERENCE / f"{name.split('-')[0]}_expected.safetensors")
+    stored = load_file(REFERENCE / f"{RECORDS.get(name, name)}_expected.safetensors")
     return stored["images"], stored["block3" if name == "tec-released" else "norm"]
 
 
