@@ -139,7 +139,7 @@ fn facts(plan: &Plan, output: &mut Output) {
     output.say(format_args!(
         "{:<12} {} copied, {} joined, {} computed, {} of other branches, {} beside the weights, {} ignored by name",
         "tensors",
-        count(Action::Copy),
+        count(Action::Copy) + count(Action::Fold),
         count(Action::Join),
         plan.computed().len(),
         count(Action::OtherBranch),

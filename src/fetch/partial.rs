@@ -8,7 +8,7 @@ use super::download::Wanted;
 use super::make::{IN_PART, Made, Origin, Recipe};
 use super::{Event, FetchError, Options, Parts, Remote, Store, address};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Action, Conversion, ConvertError, Plan, Request, config_text};
+use crate::convert::{Conversion, ConvertError, Plan, Request, config_text};
 use crate::model::ModelFile;
 
 /// A conversion of a file that was fetched in part.
@@ -114,7 +114,7 @@ fn needed(remote: &mut Remote<'_>, request: &Request) -> Result<HashSet<String>,
     // The one tensor whose values a plan looks at.
     remote.bring(|path| path.last().is_some_and(|name| name.contains("pos_embed") || name.contains("position_emb")))?;
     let plan = Plan::new(&open(remote)?, request)?;
-    let taken = plan.decisions().iter().filter(|decision| matches!(decision.action, Action::Copy | Action::Join));
+    let taken = plan.decisions().iter().filter(|decision| decision.target.is_some());
     Ok(taken.map(|decision| decision.source.clone()).collect())
 }
 

@@ -90,6 +90,38 @@ fn a_model_is_fetched_converted_and_then_there() {
     assert_eq!(server.requests(), requests);
 }
 
+/// The manifests of DINOv2, each with the tiny checkpoint of its kind; and those of the other kinds, which are refused.
+#[test]
+fn dinov2_is_fetched_as_its_manifest_describes_it_and_not_as_another_kind() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dinov2");
+    let kinds = [
+        ("dinov2-vits14", "vit_tiny14_pretrain.pth", 96),
+        ("dinov2-vits14-reg", "vit_reg4_tiny14_pretrain.pth", 96),
+        ("dinov2-vitg14-reg", "vitg_reg4_tiny14_pretrain.pth", 64),
+    ];
+    for (of, _, mlp_width) in kinds {
+        for (other, file, _) in kinds {
+            let body = std::fs::read(folder.join(file)).unwrap();
+            let server = serving(body.clone());
+            let mut manifest = Zoo::embedded().unwrap().get(of).unwrap().clone();
+            manifest.sources = vec![source(server.url(file), "dinov2", full(&body))];
+            manifest.vit.image_size = [42, 42];
+            let vit = &mut manifest.vit;
+            (vit.width, vit.depth, vit.heads, vit.mlp_width) = (24, 2, 4, mlp_width);
+            let home = Home::new();
+            match get(&home, &manifest, &options()) {
+                Ok(fetched) => {
+                    assert_eq!(of, other);
+                    let model = Canonical::open(&fetched.dir).unwrap();
+                    assert_eq!(model.config().vit, manifest.vit);
+                    assert_eq!(model.config().family, "dinov2");
+                }
+                Err(error) => assert!(of != other && matches!(error, FetchError::Structure { .. }), "{of}: {error}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn a_source_is_dropped_after_conversion_unless_it_is_kept() {
     let body = bytes(MAE);

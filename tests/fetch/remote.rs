@@ -73,6 +73,18 @@ fn one_branch_of_a_remote_file_is_bit_for_bit_the_local_one() {
 }
 
 #[test]
+fn a_position_row_that_goes_into_the_class_token_comes_along() {
+    let name = "../dinov2/vit_reg4_tiny14_pretrain.pth";
+    let (server, home) = (serving(name), Home::new());
+    let request = Request { heads: Some(4), ..Request::default() };
+    let [ours, theirs] = ["remote", "local"].map(|dir| home.path().join(dir));
+    convert_remote(&home.store, &server.url("vit.pth"), &ours, &request, &options(), &mut |_| {}).unwrap();
+    convert(&fixture(name), &theirs, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+    let [ours, theirs] = [ours, theirs].map(|dir| std::fs::read(dir.join("model.safetensors")).unwrap());
+    assert!(ours == theirs);
+}
+
+#[test]
 fn what_arrives_damaged_or_cannot_be_read_in_part_is_refused() {
     let name = "ibot_checkpoint_full.pth";
     let body = std::fs::read(fixture(name)).unwrap();
