@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use tec_zoo::convert::{Request, convert};
-use tec_zoo::fetch::{Bundled, Checked, FetchError, Fetched, Kind, Options, Store, bundle, is_bundle, unbundle};
+use tec_zoo::fetch::{Bundled, Checked, FetchError, Fetched, Kind, Options, bundle, is_bundle, unbundle};
 use tec_zoo::model::Canonical;
 use tec_zoo::zoo::Zoo;
 
@@ -234,7 +234,7 @@ fn the_program_carries_models_from_one_machine_to_another() {
     let (_, stderr) = run("here", 1, &["bundle", "ibot-vitb", "--out", "c"]);
     assert!(stderr.contains("tec-zoo fetch ibot-vitb"), "{stderr}");
     let (stdout, _) = run("there", 0, &["fetch", "--from", "b"]);
-    let placed = Store::open(&dir.path().join("there")).unwrap().model("my-mae").unwrap();
+    let placed = tec_zoo::fetch::Store::open(&dir.path().join("there")).unwrap().model("my-mae").unwrap();
     assert_eq!(stdout, format!("{}\n", placed.display()));
     run("there", 0, &["info", "my-mae"]);
     run("there", 2, &["fetch", "--from", "my-mae/model.safetensors"]);

@@ -361,6 +361,10 @@ fn a_model_is_checked_before_it_gets_its_name() {
     assert_eq!(position, PositionKind::SinCos { axis_order: AxisOrder::ColumnFirst });
     assert!(home.store.fingerprints().join("mae-vitb.json").exists());
 
+    if cfg!(not(feature = "candle")) {
+        // Nothing to replay with.
+        return;
+    }
     let golden = home.store.overlay().join("mae-vitb.golden.safetensors");
     std::fs::create_dir_all(home.store.overlay()).unwrap();
     let dir = home.path().join("models/mae-vitb");
