@@ -12,6 +12,7 @@
 //! 5. [`onnx`] records the same passes as a graph, writes it, and checks it in three runtimes.
 //! 6. `data` turns images into inputs; [`zoo`] knows the released models, [`fetch`] brings them here, verified, and
 //!    [`identify`] says whose weights any file holds.
+//! 7. `train` makes a new model from any base's backbone; `view` draws how it went.
 //!
 //! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
 

@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use indicatif::ProgressBar;
 
 use super::{exit::Exit, interrupt, output::Output, output::Paint, runtimes};
 use crate::checkpoint::Checkpoint;
@@ -13,7 +15,10 @@ use crate::convert::{Layout, Plan, Request, emit};
 use crate::model::Canonical;
 use crate::onnx::runtime::Runtime;
 use crate::onnx::{Adapters, CheckOptions, ExportOptions, RuntimeVerdict, Target, export_checked};
+use crate::train::distributed::{Place, World};
+use crate::train::{Base, End, News, Pretraining, Recipe, Watch, pretrain};
 use crate::verify::{Golden, Options, verify};
+use crate::zoo::{Zoo, register};
 
 /// A TEC training checkpoint of a nano ViT, as the authors' trainer saved it, and what their code makes of two images.
 const CHECKPOINT: &[u8] = include_bytes!("../../fixtures/reference/tec_checkpoint-299.pth");
@@ -22,7 +27,19 @@ const NAME: &str = "tec_checkpoint-299.pth";
 /// Of the embedded checkpoint; no tensor says so.
 const HEADS: usize = 4;
 
-/// The whole way on embedded data: convert, verify, export, check in every runtime found
+/// Pictures to pretrain on, as often each as the list says: crops, flips and masks make them differ.
+const PICTURES: [(&str, &[u8]); 4] = [
+    ("0.png", include_bytes!("../../fixtures/images/0.png")),
+    ("1.png", include_bytes!("../../fixtures/images/1.png")),
+    ("2.png", include_bytes!("../../fixtures/images/2.png")),
+    ("3.png", include_bytes!("../../fixtures/images/3.png")),
+];
+const REPEATS: usize = 16;
+/// On top of `nano`: what two processors do in well under a minute.
+const SETTINGS: [&str; 2] = ["optimizer.epochs=100", "optimizer.warmup_epochs=10"];
+const STUDENT: &str = "demo-tec";
+
+/// The whole way on embedded data: convert, verify, pretrain, register, export, check in every runtime found
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   tec-zoo demo --out demo && ls demo")]
@@ -62,14 +79,16 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
             (temporary.path().to_path_buf(), Some(temporary))
         }
     };
-    output.say("A TEC pretraining checkpoint as the authors' trainer saved it, from pickle to three ONNX runtimes.\n");
+    output.say("A TEC pretraining checkpoint as the authors' trainer saved it, from pickle to three ONNX runtimes; and a new model from it.\n");
     let mut steps = Steps { rows: Vec::new(), started: Instant::now(), good: true };
 
     let model = convert(&folder, &mut steps)?;
     replay(&model, &folder, &mut steps)?;
     let back = emit(&model, Layout::Timm, &folder.join("timm"), false, &mut |_| ControlFlow::Continue(()))?;
     steps.add("convert --to timm", format!("{} tensors under timm's names", back.tensors), true)?;
-    let found = exports(&model, &folder, &mut steps, output)?;
+    let mut found = exports(&model, &folder, "", &mut steps, output)?;
+    let student = pretraining(model, &folder, &mut steps, output)?;
+    found |= exports(&student, &folder, "student ", &mut steps, output)?;
 
     output.table(&["STEP", "RESULT", "TIME", "VERDICT"], &steps.rows, &[2])?;
     if !found {
@@ -106,13 +125,76 @@ fn replay(model: &Canonical, folder: &Path, steps: &mut Steps) -> Result<()> {
     steps.add("verify", what, report.holds)
 }
 
+/// Stops on Ctrl-C, and remembers the first loss.
+struct First<'a> {
+    bar: &'a ProgressBar,
+    loss: Option<f64>,
+}
+
+impl Watch for First<'_> {
+    fn hear(&mut self, news: News<'_>) {
+        match news {
+            News::Started { steps, .. } => self.bar.set_length(steps),
+            News::Step { record, .. } => {
+                self.loss.get_or_insert(record.loss);
+                self.bar.set_position(record.step);
+                self.bar.set_message(format!("loss {:.4}", record.loss));
+            }
+            News::Damaged { .. } | News::Broken(_) | News::Saved { .. } => {}
+        }
+    }
+
+    fn stop(&self) -> bool {
+        interrupt::requested()
+    }
+}
+
+/// A new nano ViT from the converted one, registered in a catalogue of the demo's own.
+fn pretraining(base: Canonical, folder: &Path, steps: &mut Steps, output: &mut Output) -> Result<Canonical> {
+    let pictures = folder.join("pictures");
+    std::fs::create_dir(&pictures).with_context(|| format!("cannot make the folder `{}`", pictures.display()))?;
+    for (name, bytes) in PICTURES {
+        std::fs::write(pictures.join(name), bytes)?;
+    }
+    let list = folder.join("pictures.txt");
+    let names = PICTURES.map(|(name, _)| format!("pictures/{name}\n")).concat();
+    std::fs::write(&list, names.repeat(REPEATS))?;
+
+    let settings = Pretraining {
+        recipe: Recipe::load("nano", &SETTINGS.map(str::to_owned))?,
+        base: Some(Base { name: "demo".to_owned(), model: base, tec: None }),
+        data: list,
+        out: folder.join("run"),
+        resume: false,
+        device: Device::Cpu,
+    };
+    let bar = output.steps_bar();
+    let mut first = First { bar: &bar, loss: None };
+    let world = World::join(Place::alone(), &settings.device)?;
+    let end = pretrain(&settings, &world, &mut first)?;
+    let before = first.loss;
+    bar.finish_and_clear();
+    interrupt::check()?;
+    let (End::Finished(Some(summary)), Some(before)) = (end, before) else { bail!("the pretraining made no update") };
+    let after = summary.loss.unwrap_or(f64::NAN);
+    let what = format!("{} updates, loss {before:.3} -> {after:.3}", summary.steps);
+    steps.add("pretrain", what, after < before)?;
+
+    let overlay = folder.join("zoo");
+    register(&overlay, STUDENT, &summary.model)?;
+    let zoo = Zoo::with_overlay(&overlay)?;
+    let lineage = zoo.lineage(STUDENT)?.into_iter().map(|step| step.model).collect::<Vec<_>>().join(" from ");
+    steps.add("register", format!("{lineage}, licence {}", zoo.get(STUDENT)?.licence.spdx), true)?;
+    Ok(Canonical::open(&summary.model)?)
+}
+
 /// Exports every variant and checks each; returns whether ONNX Runtime took part.
-fn exports(model: &Canonical, folder: &Path, steps: &mut Steps, output: &mut Output) -> Result<bool> {
+fn exports(model: &Canonical, folder: &Path, what: &str, steps: &mut Steps, output: &mut Output) -> Result<bool> {
     let mut found = false;
     for target in [Target::Portable, Target::Ort] {
         for adapters in [Adapters::Drop, Adapters::Keep] {
             let kept = if adapters == Adapters::Keep { "keep" } else { "drop" };
-            let path = folder.join(format!("{target}-{kept}.onnx"));
+            let path = folder.join(format!("{}{target}-{kept}.onnx", what.replace(' ', "-")));
             let options = ExportOptions { target, adapters, ..ExportOptions::default() };
             let checks = CheckOptions { runtime: runtimes::options(None), ..CheckOptions::default() };
             let (written, report) = export_checked(model, &path, &options, &checks)?;
@@ -134,7 +216,7 @@ fn exports(model: &Canonical, folder: &Path, steps: &mut Steps, output: &mut Out
                     RuntimeVerdict::CouldNotRun { .. } => {}
                 }
             }
-            let step = format!("export {target} {kept}");
+            let step = format!("export {what}{target} {kept}");
             steps.add(&step, format!("{} nodes; {}", written.nodes, ran.join(", ")), report.passed())?;
         }
     }

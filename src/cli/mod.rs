@@ -9,6 +9,7 @@ mod check;
 mod completions;
 mod convert;
 mod demo;
+mod device;
 mod embed;
 mod exit;
 mod export;
@@ -19,6 +20,7 @@ mod inspect;
 mod interrupt;
 mod list;
 mod output;
+mod pretrain;
 mod register;
 mod registry;
 mod runtimes;
@@ -49,6 +51,7 @@ use output::{ColorChoice, Output};
   tec-zoo convert checkpoint.pth --branch teacher --out ibot    into the common format
   tec-zoo verify ibot --golden activations.safetensors          replay and compare, block by block
   tec-zoo export ibot --out ibot.onnx                           an ONNX backbone, checked in every runtime found
+  tec-zoo pretrain --base ibot --data photos/ --out run         a new ViT from its backbone
 
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 verification did not hold, 4 network, 130 interrupted."
 )]
@@ -78,6 +81,7 @@ enum Verb {
     Embed(embed::Args),
     Export(export::Args),
     Check(check::Args),
+    Pretrain(pretrain::Args),
     View(view::Args),
     Stats(stats::Args),
     Demo(demo::Args),
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
         Verb::Embed(args) => embed::run(&args, &mut output),
         Verb::Export(args) => export::run(&args, &mut output),
         Verb::Check(args) => check::run(&args, &mut output),
+        Verb::Pretrain(args) => pretrain::run(&args, &mut output),
         Verb::View(args) => view::run(&args, &mut output),
         Verb::Stats(args) => stats::run(&args, &mut output),
         Verb::Demo(args) => demo::run(&args, &mut output),

@@ -132,6 +132,11 @@ impl Output {
         self.bar(total, "{pos:>8} / {len} images {wide_bar} {per_sec} eta {eta}")
     }
 
+    /// A bar over the updates of a run, whose message says how it goes.
+    pub(super) fn steps_bar(&self) -> ProgressBar {
+        self.bar(0, "{pos}/{len} {wide_msg}")
+    }
+
     fn bar(&self, total: u64, template: &str) -> ProgressBar {
         let hidden = self.quiet || !stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };

@@ -49,7 +49,7 @@ pub use detect::detect;
 pub use emit::{Emission, Layout, emit};
 pub use error::{ConvertError, Unknown};
 pub use facts::Fact;
-#[cfg(feature = "fetch")]
+#[cfg(any(feature = "fetch", feature = "train"))]
 pub(crate) use hub::config_text;
 pub use mapping::{Mapping, MappingError, SidecarKind};
 pub use plan::{Action, Candidate, Decision, Plan};

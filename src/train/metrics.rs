@@ -66,8 +66,8 @@ impl Metrics {
         let mut kept = Vec::new();
         let mut end = 0;
         each(&file, |record, after| {
-            // Steps follow one another; what does not is what a crash left.
-            let wanted = record.step == kept.len() as u64 + 1 && record.step <= steps;
+            let last = kept.last().map_or(0, |last: &StepRecord| last.step);
+            let wanted = last < record.step && record.step <= steps;
             if wanted {
                 end = after;
                 kept.push(record);

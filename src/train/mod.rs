@@ -5,6 +5,7 @@ mod events;
 mod method;
 mod metrics;
 mod recipe;
+mod run;
 mod schedule;
 mod step;
 
@@ -12,5 +13,9 @@ pub use events::Events;
 pub use method::{AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, Normalise, Target};
 pub use metrics::{Metrics, StepRecord};
 pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
+pub use run::{
+    Base, BaseFile, End, News, Pretraining, Replay, RunError, RunFile, Summary, Watch, pretrain, replay,
+    started_recipe, started_run,
+};
 pub use schedule::Schedule;
 pub use step::{Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, TrainedTensor};

@@ -5,6 +5,7 @@
 //! counts the micro-batches left over at an epoch's end, a shift of less than one update.
 
 use super::recipe::Recipe;
+use crate::data::Position;
 
 /// Learning rate of every update of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,8 +19,8 @@ pub struct Schedule {
 
 impl Schedule {
     /// The schedule of `recipe` over `images` images; `None` when they do not fill one batch.
-    pub fn new(recipe: &Recipe, images: usize) -> Option<Self> {
-        let steps_per_epoch = (images / recipe.optimizer.batch) as u64;
+    pub fn new(recipe: &Recipe, images: u64) -> Option<Self> {
+        let steps_per_epoch = images / recipe.optimizer.batch as u64;
         (steps_per_epoch > 0).then(|| Self {
             peak_lr: recipe.peak_lr(),
             min_lr: recipe.optimizer.min_lr,
@@ -39,10 +40,20 @@ impl Schedule {
         self.steps_per_epoch * self.epochs as u64
     }
 
+    /// Whether the run is in its last epoch after `done` updates.
+    pub fn is_last_epoch(&self, done: u64) -> bool {
+        done > self.steps() - self.steps_per_epoch
+    }
+
     /// Fractional epoch at which update `step` (from 0) happens.
     pub fn epoch(&self, step: u64) -> f64 {
         let (epoch, within) = (step / self.steps_per_epoch, step % self.steps_per_epoch);
         epoch as f64 + within as f64 / self.steps_per_epoch as f64
+    }
+
+    /// Where in the data update `step` (from 0) of so many micro-batches begins.
+    pub fn position(&self, step: u64, micro_batches: u64) -> Position {
+        Position { epoch: step / self.steps_per_epoch, batch: step % self.steps_per_epoch * micro_batches }
     }
 
     /// Learning rate of update `step` (from 0).

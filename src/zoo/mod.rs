@@ -15,4 +15,4 @@ pub use catalogue::{Lineage, Zoo, ZooError};
 pub use digest::{Digest, DigestError};
 pub(crate) use manifest::is_name;
 pub use manifest::{Base, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms};
-pub use register::register;
+pub use register::{check_name, register};

@@ -8,6 +8,14 @@ use super::{Base, LicenceFacts, Manifest, Status, Terms, Zoo, ZooError};
 use crate::model::Canonical;
 use crate::staged::StagedFile;
 
+/// Refuses what cannot be a model's name.
+///
+/// # Errors
+/// [`ZooError::Name`].
+pub fn check_name(name: &str) -> Result<(), ZooError> {
+    if is_name(name) { Ok(()) } else { Err(ZooError::Name { name: name.to_owned() }) }
+}
+
 /// Registers the model directory `model` as `name` in `overlay`: writes its manifest, atomically, and returns the path.
 /// The directory itself stays where it is. An earlier model of that name is replaced.
 ///
@@ -15,9 +23,7 @@ use crate::staged::StagedFile;
 /// [`ZooError::Name`] for a name that cannot be used, [`ZooError::Model`] when `model` is not in the common format,
 /// [`ZooError::Io`] when the overlay cannot be written.
 pub fn register(overlay: &Path, name: &str, model: &Path) -> Result<PathBuf, ZooError> {
-    if !is_name(name) {
-        return Err(ZooError::Name { name: name.to_owned() });
-    }
+    check_name(name)?;
     let io = |path: &Path, source| ZooError::Io { path: path.display().to_string(), source };
     let model = std::path::absolute(model).map_err(|error| io(model, error))?;
     let config = Canonical::open(&model)?.config().clone();

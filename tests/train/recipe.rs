@@ -116,6 +116,7 @@ fn a_wrong_override_says_what_is_wrong_and_what_was_meant() {
         ("method.top_k=17", "an image has 16 patches"),
         ("method.mask_ratio=0.99", "keeps 0 of 16 patches"),
         ("data.scale=[1.0, 0.2]", "it is a range between 0 and 1"),
+        ("student.layer_scale=true", "no recipe has a key `student.layer_scale`"),
         ("student.final_norm=false", "the student has a final norm"),
         ("optimizer.batch=33", "is not a multiple of `optimizer.micro_batch` 16"),
         ("optimizer.warmup_epochs=21", "must be between 0 and 20"),

@@ -118,12 +118,18 @@ impl Recipe {
     pub fn parse(recipe: &str, text: &str, set: &[String]) -> Result<Self, RecipeError> {
         let invalid = |reason: String| RecipeError::Invalid { recipe: recipe.to_owned(), reason };
         // Before any override: a mistake in the file has a line, one in an override has a key.
-        let mut parsed: Self = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
-        for text in set {
-            parsed = parsed.with(text)?;
-        }
+        let parsed: Self = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let parsed = set.iter().try_fold(parsed, |parsed, text| parsed.with(text))?;
         parsed.validate().map_err(invalid)?;
         Ok(parsed)
+    }
+
+    /// This recipe with `key=value` texts applied, in order.
+    ///
+    /// # Errors
+    /// See [`Recipe::load`].
+    pub fn with_all(&self, set: &[String]) -> Result<Self, RecipeError> {
+        Self::parse(&self.title, &self.to_text()?, set)
     }
 
     /// The text of a recipe file that says the same, keys in a fixed order.

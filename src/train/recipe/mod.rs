@@ -9,9 +9,11 @@ mod load;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AttentionRows, Initialise, Method, Target};
+use super::{AttentionRows, Initialise, Method, StepSettings, Target};
+use crate::kernels::AdamW;
 use crate::model::stats::TecShape;
-use crate::model::{AxisOrder, PositionKind, VitConfig};
+use crate::model::{AxisOrder, Mlp, PositionKind, VitConfig};
+use crate::zoo::TecDefaults;
 
 pub use difference::Difference;
 pub use load::RecipeError;
@@ -88,6 +90,8 @@ pub struct RunSettings {
     pub seed: u64,
     /// What is computed with; weights and moments are f32 always.
     pub precision: Precision,
+    /// Whether the insides of blocks are computed again in the backward pass: less memory, more time, the same numbers.
+    pub recompute: bool,
     /// A checkpoint after each so many updates …
     pub save_steps: u64,
     /// … and at the latest after so many minutes.
@@ -112,6 +116,33 @@ impl Recipe {
     /// The learning rate at the end of the warm-up.
     pub fn peak_lr(&self) -> f64 {
         self.optimizer.base_lr * self.optimizer.batch as f64 / 256.0
+    }
+
+    /// What every update needs to know.
+    pub fn step_settings(&self) -> StepSettings {
+        let Optimizer { betas: [first, second], eps, weight_decay, .. } = self.optimizer;
+        let adamw = AdamW { betas: (first, second), eps, weight_decay };
+        let recompute = self.run.recompute;
+        StepSettings {
+            method: self.method.clone(),
+            precision: self.run.precision,
+            adamw,
+            seed: self.run.seed,
+            recompute,
+        }
+    }
+
+    /// The recipe with the base's k and τ where it leaves them out; `None` when they are needed and nobody says them.
+    pub fn resolved(&self, base: Option<TecDefaults>) -> Option<Self> {
+        let mut recipe = self.clone();
+        if self.has_attention() {
+            let method = &mut recipe.method;
+            method.tau = Some(method.tau.or(base.map(|base| base.tau))?);
+            if method.attention_rows == AttentionRows::Selected {
+                method.top_k = Some(method.top_k.or(base.map(|base| base.top_k))?);
+            }
+        }
+        Some(recipe)
     }
 
     /// Whether the method looks at a base model at all.
@@ -166,6 +197,9 @@ impl Recipe {
         student.validate().map_err(|reason| format!("`student`: {reason}"))?;
         if student.classifier.is_some() || student.adapters.is_some() || student.decoder.is_some() {
             return Err("`student` is a plain encoder; adapters and decoder are `method`'s".into());
+        }
+        if student.layer_scale || student.registers > 0 || student.mlp != Mlp::Plain {
+            return Err("`student` is a plain ViT, without LayerScale, registers and SwiGLU".into());
         }
         if !student.final_norm {
             return Err("`student.final_norm` is false; the student has a final norm".into());

@@ -1,0 +1,297 @@
+//! `tec-zoo pretrain`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+
+use super::{device, exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use crate::model::Canonical;
+use crate::train::distributed::{Place, World};
+use crate::train::{
+    Base, End, News, Pretraining, Recipe, Replay, StepRecord, Summary, Watch, pretrain, replay, started_recipe,
+    started_run,
+};
+use crate::zoo::{Digest, Manifest, Zoo};
+
+/// Train a new ViT from any base's backbone, as TEC does
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tec-zoo pretrain --base ibot-vitb --data imagenet/train --out run --recipe tec-ibot-vitb-300ep --name my-tec
+  tec-zoo pretrain --out run --resume                          go on where it stopped, however it stopped
+  tec-zoo pretrain --base run/model --data photos/ --out second --set method.top_k=15 --set method.tau=1.8
+  tec-zoo pretrain --data photos/ --out pixels --recipe nano-pixels      MAE's own loss; needs no base
+
+Recipes: see recipes/README.md; the run's folder holds recipe.toml, run.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at
+the end, model/, which every command takes as a model. Ctrl-C and SIGTERM save first.
+Several processes, started by torchrun, mpirun or srun, share every batch (builds with `nccl` or `mpi`).")]
+pub(super) struct Args {
+    /// A directory in the common format, or a name of the zoo
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// A folder of images, a text file with one path a line, or WebDataset .tar shards
+    #[arg(long, value_name = "DIR|LIST|SHARDS", required_unless_present_any = ["resume", "replay"])]
+    data: Option<PathBuf>,
+    /// The run's folder
+    #[arg(long, value_name = "DIR", required_unless_present = "replay")]
+    out: Option<PathBuf>,
+    /// Settings: a name, or a .toml file; `nano` when left out, the run's own with --resume
+    #[arg(long, value_name = "NAME|FILE")]
+    recipe: Option<String>,
+    /// Change one setting, such as optimizer.epochs=100; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Continue the run in --out from its newest whole checkpoint; starts it when there is none yet
+    #[arg(long)]
+    resume: bool,
+    /// Who computes: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
+    /// Register the result under this name, so that every command takes it
+    #[arg(long)]
+    name: Option<String>,
+    /// Repeat the update of a dump that a non-finite loss left; exit 3 when it ends otherwise now
+    #[arg(long, value_name = "DUMP", conflicts_with_all = ["data", "out", "recipe", "set", "resume", "name"])]
+    replay: Option<PathBuf>,
+    /// For machines: one object at the end
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let place = Place::read(|name| std::env::var(name).ok())?;
+    let device = device::parse(&args.device, place.local_rank)?;
+    if let Some(dump) = &args.replay {
+        let base = args.base.as_deref().map(registry::open).transpose()?;
+        return show_replay(&replay(dump, base, &device)?, args.json, output);
+    }
+    let out = args.out.as_deref().context("name the run's folder with --out")?;
+    if let Some(name) = &args.name {
+        // Hours later is too late to learn it.
+        crate::zoo::check_name(name)?;
+    }
+    let started = if args.resume { started_run(out)? } else { None };
+    let recipe = recipe(args, out)?;
+    let base = match (&args.base, started.as_ref().and_then(|run| run.base.as_ref())) {
+        (Some(base), _) => Some(named_base(base)?),
+        (None, Some(base)) => Some(opened_base(base.name.clone(), &base.directory)?),
+        (None, None) => None,
+    };
+    let data = args.data.clone().or_else(|| started.map(|run| run.data));
+    let data = data.ok_or_else(|| Usage("name the images with --data: there is no run to resume yet".into()))?;
+
+    let settings = Pretraining { recipe, base, data, out: out.to_path_buf(), resume: args.resume, device };
+    let world = World::join(place, &settings.device)?;
+    match train(args, &settings, &world, output) {
+        Ok(exit) => {
+            world.leave()?;
+            Ok(exit)
+        }
+        // The others wait for this process, and must not do so for ever.
+        Err(error) if world.size() > 1 => {
+            output.error(&error);
+            world.abort(1)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn train(args: &Args, settings: &Pretraining, world: &World, output: &mut Output) -> Result<Exit> {
+    let mut progress = Progress::new(output, world.rank() == 0);
+    let end = pretrain(settings, world, &mut progress);
+    progress.bar.finish_and_clear();
+    match end? {
+        End::Stopped { step, steps } => {
+            if world.rank() == 0 {
+                output.say(format_args!(
+                    "stopped after update {step} of {steps}, saved\nhint: `tec-zoo pretrain --out {} --resume` goes on",
+                    settings.out.display()
+                ));
+            }
+            Ok(Exit::Interrupted)
+        }
+        End::Finished(None) => Ok(Exit::Done),
+        End::Finished(Some(summary)) => {
+            if let Some(name) = &args.name {
+                crate::zoo::register(&registry::overlay()?, name, &summary.model)?;
+                output.say(format_args!("registered as `{name}`"));
+            }
+            match args.json {
+                true => output.json(&summary)?,
+                false => print(&summary, output)?,
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// The recipe asked for; of a run that goes on, its own.
+fn recipe(args: &Args, out: &Path) -> Result<Recipe> {
+    match (&args.recipe, args.resume) {
+        (None, true) => {
+            if let Some(recipe) = started_recipe(out)? {
+                return Ok(recipe.with_all(&args.set)?);
+            }
+        }
+        (Some(name), _) => return Ok(Recipe::load(name, &args.set)?),
+        (None, false) => {}
+    }
+    Ok(Recipe::load("nano", &args.set)?)
+}
+
+fn named_base(model: &str) -> Result<Base> {
+    let directory = registry::directory(model)?;
+    let name = match registry::is_directory(model) {
+        false => model.to_owned(),
+        true => {
+            let absolute = std::path::absolute(&directory)?;
+            absolute.file_name().map_or(model.to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+    };
+    opened_base(name, &directory)
+}
+
+/// The base in `directory`; where it is a released model, by its hash, it has that one's name and settings.
+fn opened_base(name: String, directory: &Path) -> Result<Base> {
+    let model = Canonical::open(directory)?;
+    let zoo = registry::zoo()?;
+    let manifest = zoo.get(&name).ok().or_else(|| released(&zoo, &model));
+    let tec = manifest.and_then(|manifest| manifest.tec);
+    Ok(Base { name: manifest.map_or(name, |manifest| manifest.name.clone()), model, tec })
+}
+
+fn released<'a>(zoo: &'a Zoo, model: &Canonical) -> Option<&'a Manifest> {
+    let sha256 = &model.config().provenance.source_sha256;
+    let is = |hash: &Digest| matches!(hash, Digest::Sha256(known) if known == sha256);
+    zoo.iter().find(|manifest| manifest.sources.iter().any(|source| source.hashes.iter().any(is)))
+}
+
+/// How often a line is printed where there is no terminal to redraw one on.
+const EVERY: Duration = Duration::from_secs(30);
+
+struct Progress<'a> {
+    output: &'a mut Output,
+    bar: ProgressBar,
+    printed: Instant,
+    steps: u64,
+    /// Of several processes, one tells how it goes; each tells what only it knows.
+    tells: bool,
+}
+
+impl<'a> Progress<'a> {
+    fn new(output: &'a mut Output, tells: bool) -> Self {
+        let bar = if tells { output.steps_bar() } else { ProgressBar::hidden() };
+        Self { output, bar, printed: Instant::now(), steps: 0, tells }
+    }
+
+    fn say(&mut self, text: impl std::fmt::Display) {
+        let (bar, output) = (&self.bar, &mut *self.output);
+        bar.suspend(|| output.say(text));
+    }
+
+    fn warn(&mut self, text: impl std::fmt::Display) {
+        let (bar, output) = (&self.bar, &mut *self.output);
+        bar.suspend(|| output.warn(text));
+    }
+}
+
+impl Watch for Progress<'_> {
+    fn hear(&mut self, news: News<'_>) {
+        match news {
+            News::Started { done, steps, images, from } => {
+                self.steps = steps;
+                self.bar.set_length(steps);
+                self.bar.set_position(done);
+                let from = from.map_or(String::new(), |path| format!(", from {}", path.display()));
+                match done == steps {
+                    _ if !self.tells => {}
+                    true => self.say(format_args!("all {steps} updates are made{from}")),
+                    false => self.say(format_args!("{images} images; updates {} to {steps}{from}", done + 1)),
+                }
+            }
+            News::Damaged { path, reason } => {
+                self.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));
+            }
+            News::Broken(broken) => {
+                self.warn(format_args!("skipped `{}`: {}", broken.path, broken.reason));
+            }
+            News::Step { record, left } => {
+                self.bar.set_position(record.step);
+                self.bar.set_message(told(record, left));
+                if self.tells && self.bar.is_hidden() && (self.printed.elapsed() >= EVERY || record.step == self.steps)
+                {
+                    self.printed = Instant::now();
+                    let steps = self.steps;
+                    self.output.say(format_args!("{}/{steps}  {}", record.step, told(record, left)));
+                }
+            }
+            News::Saved { .. } => {}
+        }
+    }
+
+    fn stop(&self) -> bool {
+        interrupt::requested()
+    }
+}
+
+/// `epoch 3.25  loss 5.7725 (feature 2.8718, attention 2.9007)  lr 1.2e-4  312.5 images/s  data wait 0%  eta 2h 5m`
+fn told(record: &StepRecord, left: Duration) -> String {
+    let terms = [("feature", record.feature), ("attention", record.attention), ("pixels", record.pixels)];
+    let terms = terms.iter().filter_map(|(name, value)| Some(format!("{name} {:.4}", (*value)?)));
+    format!(
+        "epoch {:.2}  loss {:.4} ({})  lr {:.2e}  {:.1} images/s  data wait {:.0}%  eta {}",
+        record.epoch,
+        record.loss,
+        terms.collect::<Vec<_>>().join(", "),
+        record.lr,
+        record.images_per_second,
+        100.0 * record.data_wait,
+        time(left),
+    )
+}
+
+fn time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m {}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h {minutes}m"),
+        (days, hours, _) => format!("{days}d {hours}h"),
+    }
+}
+
+fn print(summary: &Summary, output: &mut Output) -> Result<()> {
+    let loss = |value: Option<f64>| value.map(|value| format!("{value:.4}"));
+    let rows = [
+        ("model", Some(summary.model.display().to_string())),
+        ("updates", Some(summary.steps.to_string())),
+        ("epochs", Some(summary.epochs.to_string())),
+        ("images", Some(summary.images.to_string())),
+        ("broken images", Some(summary.skipped.to_string())),
+        ("loss, last epoch", loss(summary.loss)),
+        ("feature", loss(summary.feature)),
+        ("attention", loss(summary.attention)),
+        ("pixels", loss(summary.pixels)),
+        ("time", Some(time(Duration::from_secs_f64(summary.seconds)))),
+        ("images per second", Some(format!("{:.1}", summary.images_per_second))),
+        ("data wait", Some(format!("{:.1}%", 100.0 * summary.data_wait))),
+        ("peak memory", summary.peak_memory.map(|bytes| format!("{} MiB", bytes >> 20))),
+    ];
+    let rows: Vec<Vec<String>> =
+        rows.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), value?])).collect();
+    output.table(&["", "RUN"], &rows, &[])
+}
+
+fn show_replay(replay: &Replay, json: bool, output: &mut Output) -> Result<Exit> {
+    if json {
+        output.json(replay)?;
+    } else {
+        let is = match (&replay.is, replay.loss) {
+            (Some(term), _) => format!("{term} is not finite"),
+            (None, loss) => format!("the loss is {}", loss.unwrap_or(f64::NAN)),
+        };
+        output.line(format_args!("update {}: {} was not finite; now {is}", replay.step, replay.was))?;
+    }
+    Ok(if replay.reproduced() { Exit::Done } else { Exit::NotHeld })
+}

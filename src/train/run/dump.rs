@@ -1,0 +1,137 @@
+//! What a non-finite loss leaves: everything to see it again.
+//!
+//! ```text
+//! checkpoint.json, state.safetensors   weights and moments before the update; a checkpoint like any other
+//! batch.safetensors                    `images.0`, `noise.0`, … of each micro-batch
+//! dump.json                            term, learning rate, samples, base
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use super::error::RunError;
+use super::folder::BaseFile;
+use super::{Base, checkpoint, result, state};
+use crate::model::{Canonical, Weights};
+use crate::staged::StagedDir;
+use crate::train::distributed::{Place, World};
+use crate::train::{MicroBatch, Recipe, Step, StepError, StepState};
+
+const BATCH: &str = "batch.safetensors";
+const ABOUT: &str = "dump.json";
+
+/// `dump.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct About {
+    /// The loss that was not finite.
+    pub(super) term: String,
+    /// Learning rate of the update.
+    pub(super) lr: f64,
+    /// Epoch the samples were drawn in: with the seed and its number, what decides a sample's crop, flip and mask.
+    pub(super) epoch: u64,
+    /// Numbers of the samples in the data, by micro-batch.
+    pub(super) samples: Vec<Vec<u64>>,
+    /// What they are called.
+    pub(super) names: Vec<Vec<String>>,
+    pub(super) base: Option<BaseFile>,
+}
+
+/// Writes a dump as the folder `path`.
+pub(super) fn write(
+    path: &Path,
+    belongs: checkpoint::Belongs,
+    state: &StepState,
+    batches: &[MicroBatch],
+    about: &About,
+) -> io::Result<()> {
+    let staged = StagedDir::new(path)?;
+    checkpoint::write_into(staged.path(), belongs, state)?;
+    let names: Vec<[String; 2]> =
+        (0..batches.len()).map(|at| [format!("images.{at}"), format!("noise.{at}")]).collect();
+    let mut tensors = Vec::new();
+    for ([images, noise], batch) in names.iter().zip(batches) {
+        let rows = |values: &[f32]| vec![batch.count, values.len() / batch.count.max(1)];
+        tensors.push((&images[..], rows(&batch.images), &batch.images[..]));
+        tensors.push((&noise[..], rows(&batch.noise), &batch.noise[..]));
+    }
+    state::write(&staged.path().join(BATCH), &tensors)?;
+    std::fs::write(staged.path().join(ABOUT), serde_json::to_vec_pretty(about)?)?;
+    staged.commit()
+}
+
+/// How a dump's update ended this time.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Replay {
+    /// The update, from 1.
+    pub step: u64,
+    /// The term that was not finite.
+    pub was: String,
+    /// The one that is not now; `None` when all are finite.
+    pub is: Option<String>,
+    /// The loss, when it is finite.
+    pub loss: Option<f64>,
+}
+
+impl Replay {
+    /// Whether the same thing happened.
+    pub fn reproduced(&self) -> bool {
+        self.is.as_ref() == Some(&self.was)
+    }
+}
+
+/// Runs the update of the dump `path` again, with the base where it was, or with `base`.
+///
+/// # Errors
+/// [`RunError::Invalid`] for what is no dump, [`RunError::Other`] for another base; what the update itself refuses.
+pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<Replay, RunError> {
+    let invalid = |file: PathBuf| move |reason: String| RunError::Invalid { path: file.display().to_string(), reason };
+    let about = path.join(ABOUT);
+    let text = std::fs::read(&about).map_err(RunError::io("read", &about))?;
+    let about: About = serde_json::from_slice(&text).map_err(|error| invalid(about.clone())(error.to_string()))?;
+    let (belongs, state) = checkpoint::read(path).map_err(invalid(path.to_path_buf()))?;
+    let recipe = Recipe::parse("of the dump", &belongs.recipe, &[])?;
+
+    let model = match (base, &about.base) {
+        (Some(model), _) => Some(model),
+        (None, Some(base)) => Some(Canonical::open(&base.directory)?),
+        (None, None) => None,
+    };
+    if let (Some(model), Some(base)) = (&model, &about.base) {
+        let (_, sha256) = result::sha256(model.model().path())?;
+        if sha256 != base.sha256 {
+            let (was, is) = (base.sha256.clone(), sha256);
+            return Err(RunError::Other { path: path.display().to_string(), what: "base", was, is });
+        }
+    }
+
+    let file = path.join(BATCH);
+    let weights = Weights::open(&file)?;
+    let batch = |(at, samples): (usize, &Vec<u64>)| {
+        let read = |what: &str| state::read(&weights, &format!("{what}.{at}")).map_err(invalid(file.clone()));
+        Ok(MicroBatch { images: read("images")?, noise: read("noise")?, count: samples.len() })
+    };
+    let batches = about.samples.iter().enumerate().map(batch).collect::<Result<Vec<_>, RunError>>()?;
+
+    let mut step = Step::new(model.as_ref(), &recipe.student, recipe.step_settings(), device)?;
+    step.restore(state)?;
+    let world = World::join(Place::alone(), device)?;
+    let (is, loss) = match step.run(&batches, about.lr, &world) {
+        Ok(report) => (None, Some(report.loss)),
+        Err(StepError::NonFinite { term, .. }) => (Some(term), None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Replay { step: belongs.step + 1, was: about.term, is, loss })
+}
+
+impl BaseFile {
+    /// What to write about `base`.
+    pub(super) fn of(base: &Base) -> Result<Self, RunError> {
+        let directory = std::path::absolute(base.model.dir()).map_err(RunError::io("read", base.model.dir()))?;
+        let (_, sha256) = result::sha256(base.model.model().path())?;
+        Ok(Self { name: base.name.clone(), directory, sha256 })
+    }
+}

@@ -1,0 +1,183 @@
+//! The folder of a run: who may use it, and what was asked for.
+//!
+//! ```text
+//! recipe.toml      the resolved recipe: with overrides, k and τ
+//! run.json         seed, tool, revision, base and its sha256, data
+//! metrics.jsonl    one line for each update
+//! events.out.…     the same for TensorBoard
+//! checkpoints/     step-00000120, …
+//! model/           the result, once it is done
+//! summary.json     how it went
+//! ```
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::RunError;
+use crate::staged::StagedFile;
+use crate::train::Recipe;
+
+const LOCK: &str = "lock";
+/// What unfinished writes are called until they have their name; see [`crate::staged`].
+const UNFINISHED: &str = ".tec-zoo-";
+
+/// `run.json`: what a run was started with, beside its recipe. The keys are stable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    /// Tool and version.
+    pub tool: String,
+    /// Source revision, when the build was told (`TEC_ZOO_REVISION` at compile time).
+    pub revision: Option<String>,
+    /// The recipe's seed.
+    pub seed: u64,
+    /// The base.
+    pub base: Option<BaseFile>,
+    /// The images, as given.
+    pub data: PathBuf,
+    /// How many there were.
+    pub images: u64,
+}
+
+/// The base of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseFile {
+    /// What it is called.
+    pub name: String,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Of its `model.safetensors`, lower-case hex.
+    pub sha256: String,
+}
+
+/// A run's folder, ours alone until dropped.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    pub(super) const RECIPE: &str = "recipe.toml";
+    pub(super) const RUN: &str = "run.json";
+    pub(super) const CHECKPOINTS: &str = "checkpoints";
+    pub(super) const SUMMARY: &str = "summary.json";
+
+    /// Takes `path`: a new folder, or with `resume` one that holds a run.
+    pub(super) fn claim(path: &Path, resume: bool) -> Result<Self, RunError> {
+        let shown = || path.display().to_string();
+        let foreign = match fs::read_dir(path) {
+            Ok(entries) => {
+                let names = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>, std::io::Error>>();
+                names.map_err(RunError::io("read", path))?
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(RunError::io("read", path)(error)),
+        };
+        // What a run that ended before its start leaves.
+        let empty = |name: &OsString| fs::read_dir(path.join(name)).is_ok_and(|mut entries| entries.next().is_none());
+        let own = |name: &OsString| {
+            name == LOCK || name.to_string_lossy().starts_with(UNFINISHED) || (name == Self::CHECKPOINTS && empty(name))
+        };
+        let started = foreign.iter().any(|name| name == Self::RECIPE || name == Self::RUN);
+        match foreign.iter().all(own) {
+            true => {}
+            false if !started && resume => return Err(RunError::NoRun { path: shown() }),
+            false if !started => {
+                let hint = "give the name of a new folder";
+                return Err(RunError::Exists { path: shown(), why: "is not empty", hint });
+            }
+            false if !resume => {
+                let hint = "`--resume` continues it; or give the name of a new folder";
+                return Err(RunError::Exists { path: shown(), why: "holds a run", hint });
+            }
+            false => {}
+        }
+        let checkpoints = path.join(Self::CHECKPOINTS);
+        fs::create_dir_all(&checkpoints).map_err(RunError::io("write", &checkpoints))?;
+        let lock = path.join(LOCK);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
+        let file = file.map_err(RunError::io("write", &lock))?;
+        // Some file systems cannot lock; there the user is trusted.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(RunError::Busy { path: shown() });
+        }
+        let folder = Self { path: path.to_path_buf(), _lock: file };
+        folder.sweep(path)?;
+        folder.sweep(&checkpoints)?;
+        Ok(folder)
+    }
+
+    /// Removes what writes that were killed left behind.
+    fn sweep(&self, folder: &Path) -> Result<(), RunError> {
+        for entry in fs::read_dir(folder).map_err(RunError::io("read", folder))? {
+            let path = entry.map_err(RunError::io("read", folder))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name.starts_with(UNFINISHED) {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(RunError::io("write", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn checkpoints(&self) -> PathBuf {
+        self.path.join(Self::CHECKPOINTS)
+    }
+
+    pub(super) fn model(&self) -> PathBuf {
+        self.path.join("model")
+    }
+
+    /// Writes `text` as the file `name`.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<(), RunError> {
+        let path = self.file(name);
+        let write = || {
+            let mut staged = StagedFile::new(&path)?;
+            staged.file().write_all(text.as_bytes())?;
+            staged.file().sync_all()?;
+            staged.commit()
+        };
+        write().map_err(RunError::io("write", &path))
+    }
+}
+
+/// The recipe a run in `folder` was started with, if one was.
+///
+/// # Errors
+/// [`RunError::Recipe`], when somebody damaged the file.
+pub fn started_recipe(folder: &Path) -> Result<Option<Recipe>, RunError> {
+    let path = folder.join(Folder::RECIPE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Recipe::load(&path.to_string_lossy(), &[])?))
+}
+
+/// What a run in `folder` was started with, if one was.
+///
+/// # Errors
+/// [`RunError::Io`] and [`RunError::Invalid`], when somebody damaged the file.
+pub fn started_run(folder: &Path) -> Result<Option<RunFile>, RunError> {
+    let path = folder.join(Folder::RUN);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).map_err(RunError::io("read", &path))?;
+    let invalid =
+        |error: serde_json::Error| RunError::Invalid { path: path.display().to_string(), reason: error.to_string() };
+    serde_json::from_str(&text).map(Some).map_err(invalid)
+}

@@ -1,0 +1,131 @@
+//! A whole pretraining: from a recipe, a base and images to a model, with everything in one folder.
+//!
+//! ```text
+//! claim the folder → newest whole checkpoint, or the start → loader → Step → metrics, events → checkpoint → … → model
+//! ```
+//!
+//! Everything in it is a function of the recipe, the base and the data: killed at any moment and continued, a run writes the
+//! same losses and the same weights, bit for bit, as one that was left alone (on the same machine, with as many processes).
+
+mod checkpoint;
+mod desk;
+mod dump;
+mod error;
+mod folder;
+mod result;
+mod start;
+mod state;
+mod summary;
+mod trainer;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use candle_core::Device;
+
+use super::{Recipe, StepRecord};
+use crate::data::Broken;
+use crate::model::Canonical;
+use crate::zoo::TecDefaults;
+
+pub use dump::{Replay, replay};
+pub use error::RunError;
+pub use folder::{BaseFile, RunFile, started_recipe, started_run};
+pub use summary::Summary;
+pub use trainer::pretrain;
+
+/// A pretraining to run.
+#[derive(Debug)]
+pub struct Pretraining {
+    /// Its settings; k and τ may be left to the base.
+    pub recipe: Recipe,
+    /// What the student learns from.
+    pub base: Option<Base>,
+    /// Images: see [`crate::data::Dataset::open`].
+    pub data: PathBuf,
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Continue the run in `out`, or start it when there is none yet.
+    pub resume: bool,
+    /// Who computes.
+    pub device: Device,
+}
+
+/// The base of a pretraining.
+#[derive(Debug)]
+pub struct Base {
+    /// What it is called: its name in the zoo, or its folder's.
+    pub name: String,
+    /// The model.
+    pub model: Canonical,
+    /// k and τ for it, where somebody published them.
+    pub tec: Option<TecDefaults>,
+}
+
+impl Base {
+    /// The base and its own bases, nearest first.
+    fn lineage(&self) -> Vec<String> {
+        let own = self.model.config().provenance.lineage.iter().cloned();
+        std::iter::once(self.name.clone()).chain(own).collect()
+    }
+}
+
+/// What a run tells while it goes.
+#[derive(Debug, Clone, Copy)]
+pub enum News<'a> {
+    /// It is about to make its first update.
+    Started {
+        /// Updates already done.
+        done: u64,
+        /// Updates in all.
+        steps: u64,
+        /// Images of the data.
+        images: u64,
+        /// The checkpoint it continues from.
+        from: Option<&'a Path>,
+    },
+    /// A checkpoint cannot be used; an older one is tried.
+    Damaged {
+        /// The checkpoint.
+        path: &'a Path,
+        /// Why.
+        reason: &'a str,
+    },
+    /// An image cannot be used; another one took its place.
+    Broken(&'a Broken),
+    /// An update was made.
+    Step {
+        /// What happened in it.
+        record: &'a StepRecord,
+        /// How long the others will take.
+        left: Duration,
+    },
+    /// A checkpoint is there.
+    Saved {
+        /// The checkpoint.
+        path: &'a Path,
+    },
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// All updates are made and the model is written, by rank 0, which alone has the summary.
+    Finished(Option<Box<Summary>>),
+    /// It was asked to stop, and saved first.
+    Stopped {
+        /// Updates done.
+        step: u64,
+        /// Updates in all.
+        steps: u64,
+    },
+}
+
+/// Who follows a run.
+pub trait Watch {
+    /// Something happened.
+    fn hear(&mut self, news: News<'_>);
+
+    /// Whether the run should stop; it does after the update it is at, with a checkpoint.
+    fn stop(&self) -> bool;
+}

@@ -1,0 +1,401 @@
+//! The loop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::checkpoint::Belongs;
+use super::desk::Desk;
+use super::dump;
+use super::error::RunError;
+use super::folder::{BaseFile, Folder, RunFile};
+use super::result;
+use super::start::{From, continued};
+use super::summary::{Summary, peak_memory};
+use super::{Base, End, News, Pretraining, Watch};
+use crate::data::{Augment, Dataset, Loader, LoaderSettings, Share, TrainBatch};
+use crate::train::distributed::World;
+use crate::train::{MicroBatch, Recipe, Schedule, Step, StepError, StepRecord, StepReport};
+
+/// Names of an update's images an error shows; the dump has all of them.
+const SHOWN: usize = 4;
+
+/// Runs, or continues, a pretraining to its end.
+///
+/// # Errors
+/// [`RunError`]; nothing is half-written then, and the newest checkpoint is whole. One of several processes must then end
+/// the others ([`World::abort`]): they wait for it.
+pub fn pretrain(settings: &Pretraining, world: &World, watch: &mut dyn Watch) -> Result<End, RunError> {
+    let recipe = resolved(settings)?;
+    let dataset = Arc::new(Dataset::open(&settings.data)?);
+    let schedule = Schedule::new(&recipe, dataset.len()).ok_or_else(|| RunError::TooFew {
+        data: settings.data.display().to_string(),
+        images: dataset.len(),
+        batch: recipe.optimizer.batch,
+    })?;
+    let mut trainer = Trainer::new(settings, &recipe, schedule, dataset, world, watch)?;
+    let ended = trainer.run(watch);
+    if let Err(RunError::Data(_)) = ended {
+        // The weights are good, whatever became of the images. Should this fail too, the first reason is the one to tell.
+        let saved = trainer.save(watch);
+        drop(saved);
+    }
+    if !ended? {
+        return Ok(End::Stopped { step: trainer.done, steps: schedule.steps() });
+    }
+    Ok(End::Finished(trainer.finish()?.map(Box::new)))
+}
+
+/// The recipe with k and τ, refused where the method lacks what it needs.
+fn resolved(settings: &Pretraining) -> Result<Recipe, RunError> {
+    if settings.recipe.needs_base() && settings.base.is_none() {
+        return Err(RunError::NoBase);
+    }
+    settings.recipe.resolved(settings.base.as_ref().and_then(|base| base.tec)).ok_or(RunError::NoTecSettings)
+}
+
+struct Trainer<'a> {
+    recipe: &'a Recipe,
+    base: Option<&'a Base>,
+    about: RunFile,
+    recipe_text: String,
+    out: &'a Path,
+    world: &'a World,
+    /// Rank 0's.
+    desk: Option<Desk>,
+    schedule: Schedule,
+    micro_batches: usize,
+    loader: Loader,
+    step: Step<'a>,
+    /// Updates done.
+    done: u64,
+    /// Broken images before this process started, and up to now, over all processes.
+    skipped_before: u64,
+    skipped: u64,
+    /// Those of this process that were told.
+    told: usize,
+    /// Since this process started.
+    trained: Tally,
+    /// What is known of the updates of the run's last epoch.
+    last_epoch: Vec<StepRecord>,
+}
+
+#[derive(Default)]
+struct Tally {
+    steps: u64,
+    images: u64,
+    time: Duration,
+    waited: Duration,
+}
+
+/// The images of one update.
+struct Update {
+    batches: Vec<MicroBatch>,
+    samples: Vec<Vec<u64>>,
+    names: Vec<Vec<String>>,
+    epoch: u64,
+    waited: Duration,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        settings: &'a Pretraining,
+        recipe: &'a Recipe,
+        schedule: Schedule,
+        dataset: Arc<Dataset>,
+        world: &'a World,
+        watch: &mut dyn Watch,
+    ) -> Result<Self, RunError> {
+        let base = settings.base.as_ref();
+        let images = dataset.len();
+        let about = RunFile {
+            tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
+            revision: option_env!("TEC_ZOO_REVISION").map(str::to_owned),
+            seed: recipe.run.seed,
+            base: base.map(BaseFile::of).transpose()?,
+            data: std::path::absolute(&settings.data).map_err(RunError::io("read", &settings.data))?,
+            images,
+        };
+        let (folder, from) = continued(settings, recipe, &about, world, watch)?;
+        let mut step =
+            Step::new(base.map(|base| &base.model), &recipe.student, recipe.step_settings(), &settings.device)?;
+        let (mut done, mut skipped_before, mut saved) = (0, 0, None);
+        if let Some(From { path, belongs, state }) = from {
+            step.restore(state)?;
+            (done, skipped_before) = (belongs.step, belongs.skipped);
+            saved = Some((done, path));
+        }
+
+        let optimizer = &recipe.optimizer;
+        let own = optimizer.batch / world.size();
+        let batch = optimizer.micro_batch.min(own).max(1);
+        if own * world.size() != optimizer.batch || !own.is_multiple_of(batch) {
+            let (batch, micro_batch, processes) = (optimizer.batch, batch, world.size());
+            return Err(RunError::Shares { batch, micro_batch, processes });
+        }
+        let micro_batches = own / batch;
+        let share = Share { rank: world.rank() as u64, world: world.size() as u64 };
+        let start = schedule.position(done, micro_batches as u64);
+        let loader = Loader::new(dataset, loading(recipe, base, batch, share), start)?;
+        let path = saved.as_ref().map(|(_, path)| path.clone());
+        watch.hear(News::Started { done, steps: schedule.steps(), images, from: path.as_deref() });
+        let (mut desk, mut last_epoch) = (None, Vec::new());
+        if let Some(folder) = folder {
+            let (opened, kept) = Desk::open(folder, recipe, &about, saved, now())?;
+            desk = Some(opened);
+            last_epoch = kept;
+            last_epoch.retain(|record| schedule.is_last_epoch(record.step));
+        }
+        Ok(Self {
+            recipe,
+            base,
+            about,
+            recipe_text: recipe.to_text()?,
+            out: &settings.out,
+            world,
+            desk,
+            schedule,
+            micro_batches,
+            loader,
+            step,
+            done,
+            skipped_before,
+            skipped: skipped_before,
+            told: 0,
+            trained: Tally::default(),
+            last_epoch,
+        })
+    }
+
+    /// Makes the updates that are left; false when asked to stop before the last.
+    fn run(&mut self, watch: &mut dyn Watch) -> Result<bool, RunError> {
+        let steps = self.schedule.steps();
+        while self.done < steps {
+            let started = Instant::now();
+            let update = self.load()?;
+            let lr = self.schedule.lr(self.done);
+            let report = match self.step.run(&update.batches, lr, self.world) {
+                Err(StepError::NonFinite { term, value, step }) => return Err(self.dump(update, lr, term, value, step)),
+                report => report?,
+            };
+            // What the processes must agree on: whether any was asked to stop, and counts of all.
+            let mut shared = [f64::from(watch.stop()), self.loader.broken().len() as f64];
+            self.world.sum(&mut shared)?;
+            let stop = shared[0] > 0.0;
+            self.skipped = self.skipped_before + shared[1] as u64;
+
+            let record = self.record(&report, lr, started, update.waited)?;
+            for batch in update.batches {
+                self.loader.recycle(batch.images, batch.noise);
+            }
+            for broken in &self.loader.broken()[self.told..] {
+                watch.hear(News::Broken(broken));
+            }
+            self.told = self.loader.broken().len();
+            watch.hear(News::Step { record: &record, left: self.left() });
+            let due = self.desk.as_ref().is_some_and(|desk| desk.is_due(&self.recipe.run, self.done));
+            if stop || due || self.done == steps {
+                self.save(watch)?;
+            }
+            if stop && self.done < steps {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The images of the next update.
+    fn load(&mut self) -> Result<Update, RunError> {
+        let mut update =
+            Update { batches: Vec::new(), samples: Vec::new(), names: Vec::new(), epoch: 0, waited: Duration::ZERO };
+        let wanted = self.schedule.position(self.done, self.micro_batches as u64);
+        while update.batches.len() < self.micro_batches {
+            let Some(batch) = self.loader.next().transpose()? else {
+                return Err(RunError::Ended { step: self.done + 1 });
+            };
+            update.waited += batch.waited;
+            if batch.position < wanted {
+                // Micro-batches at the end of an epoch that make no whole update.
+                self.loader.recycle(batch.images, batch.noise);
+                continue;
+            }
+            let TrainBatch { position, images, noise, samples, names, .. } = batch;
+            update.epoch = position.epoch;
+            update.batches.push(MicroBatch { count: samples.len(), images, noise });
+            update.samples.push(samples);
+            update.names.push(names);
+        }
+        Ok(update)
+    }
+
+    /// Counts the update and writes it down.
+    fn record(
+        &mut self,
+        report: &StepReport,
+        lr: f64,
+        started: Instant,
+        waited: Duration,
+    ) -> Result<StepRecord, RunError> {
+        let batch = self.recipe.optimizer.batch as u64;
+        let epoch = self.schedule.epoch(self.done);
+        self.done += 1;
+        let time = started.elapsed();
+        self.trained.steps += 1;
+        self.trained.images += batch;
+        self.trained.time += time;
+        self.trained.waited += waited;
+        let record = StepRecord {
+            step: self.done,
+            epoch,
+            lr,
+            loss: report.loss,
+            feature: report.feature,
+            attention: report.attention,
+            pixels: report.pixels,
+            grad_norm: report.grad_norm,
+            images: self.done * batch,
+            skipped: self.skipped,
+            images_per_second: batch as f64 / time.as_secs_f64(),
+            data_wait: waited.as_secs_f64() / time.as_secs_f64(),
+            time: now(),
+        };
+        if let Some(desk) = &mut self.desk {
+            desk.record(&record)?;
+        }
+        if self.schedule.is_last_epoch(record.step) {
+            self.last_epoch.push(record.clone());
+        }
+        Ok(record)
+    }
+
+    fn left(&self) -> Duration {
+        let each = self.trained.time.as_secs_f64() / self.trained.steps.max(1) as f64;
+        Duration::try_from_secs_f64(each * (self.schedule.steps() - self.done) as f64).unwrap_or(Duration::MAX)
+    }
+
+    fn belongs(&self) -> Belongs {
+        Belongs {
+            step: self.done,
+            images: self.about.images,
+            skipped: self.skipped,
+            base: self.about.base.as_ref().map(|base| base.sha256.clone()),
+            recipe: self.recipe_text.clone(),
+        }
+    }
+
+    /// Writes a checkpoint, on rank 0.
+    fn save(&mut self, watch: &mut dyn Watch) -> Result<(), RunError> {
+        let belongs = self.belongs();
+        let Some(desk) = &mut self.desk else { return Ok(()) };
+        // Weights that lack the share of a process that is gone must not become a checkpoint.
+        self.world.alive()?;
+        if let Some(path) = desk.save(&self.recipe.run, belongs, &self.step.state()?)? {
+            watch.hear(News::Saved { path });
+        }
+        Ok(())
+    }
+
+    /// Leaves everything to repeat the update that failed, and says what failed.
+    fn dump(&mut self, update: Update, lr: f64, term: String, value: f64, step: u64) -> RunError {
+        // Each process has images of its own.
+        let rank = match self.world.rank() {
+            0 => String::new(),
+            rank => format!("-rank{rank}"),
+        };
+        let path = self.out.join(format!("nonfinite-step-{step:08}{rank}"));
+        let mut names = update.names.iter().flatten();
+        let mut images = names.by_ref().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        match names.count() {
+            0 => {}
+            more => images += &format!(" and {more} more"),
+        }
+        let about = dump::About {
+            term: term.clone(),
+            lr,
+            epoch: update.epoch,
+            samples: update.samples,
+            names: update.names,
+            base: self.about.base.clone(),
+        };
+        let state = match self.step.state() {
+            Ok(state) => state,
+            Err(error) => return error.into(),
+        };
+        let written = dump::write(&path, self.belongs(), &state, &update.batches, &about);
+        // All of them stop here, and whoever is first ends the others. A loss of one now is not what to tell.
+        let met = self.world.barrier();
+        drop(met);
+        match written {
+            Ok(()) => RunError::NonFinite { term, value, step, images, dump: path },
+            Err(source) => RunError::io("write", &path)(source),
+        }
+    }
+
+    /// Writes the model and how it went, on rank 0.
+    fn finish(self) -> Result<Option<Summary>, RunError> {
+        let Some(desk) = &self.desk else { return Ok(None) };
+        let out = desk.folder.model();
+        result::write(&out, self.recipe, self.base, desk.newest().unwrap_or(Path::new("")), &self.step)?;
+        let mean = |of: fn(&StepRecord) -> Option<f64>| {
+            let values: Vec<f64> = self.last_epoch.iter().filter_map(of).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let seconds = self.trained.time.as_secs_f64();
+        let rate = |amount: f64| if seconds > 0.0 { amount / seconds } else { 0.0 };
+        let summary = Summary {
+            model: out,
+            steps: self.done,
+            epochs: self.recipe.optimizer.epochs,
+            images: self.done * self.recipe.optimizer.batch as u64,
+            skipped: self.skipped,
+            loss: mean(|record| Some(record.loss)),
+            feature: mean(|record| record.feature),
+            attention: mean(|record| record.attention),
+            pixels: mean(|record| record.pixels),
+            seconds,
+            images_per_second: rate(self.trained.images as f64),
+            data_wait: rate(self.trained.waited.as_secs_f64()),
+            peak_memory: peak_memory(),
+        };
+        // A finished run that is resumed keeps the summary of those who ran it.
+        if self.trained.steps > 0 || !desk.folder.file(Folder::SUMMARY).exists() {
+            desk.folder.write(Folder::SUMMARY, &serde_json::to_string_pretty(&summary).unwrap_or_default())?;
+        }
+        Ok(Some(summary))
+    }
+}
+
+/// How the samples are made.
+fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> LoaderSettings {
+    let preprocessing = result::preprocessing(base);
+    let data = &recipe.data;
+    let workers = match data.workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        workers => workers,
+    };
+    LoaderSettings {
+        seed: recipe.run.seed,
+        augment: Augment {
+            size: recipe.student.image_size,
+            scale: data.scale,
+            ratio: data.ratio,
+            flip: data.flip,
+            interpolation: preprocessing.interpolation,
+            mean: preprocessing.mean,
+            std: preprocessing.std,
+        },
+        batch,
+        noise: recipe.student.patches(),
+        share,
+        epochs: recipe.optimizer.epochs as u64,
+        workers,
+        // The next update's images are decoded while this one's are computed.
+        prefetch: recipe.optimizer.batch / (batch * share.world as usize) + 1,
+        broken_limit: data.broken,
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
