@@ -203,6 +203,14 @@ fn close(what: &str, ours: &[f32], theirs: &[f32], tolerance: f64) {
     assert!(worst <= tolerance * scale, "{what}: {:e} relative", worst / scale);
 }
 
+/// The CPU, or what `TEC_ZOO_TEST_DEVICE=cuda` asks for in a build with that feature.
+fn device() -> Device {
+    match std::env::var("TEC_ZOO_TEST_DEVICE").as_deref() {
+        Ok(name) => tec_zoo::kernels::open_device(name, 0).unwrap(),
+        Err(_) => Device::Cpu,
+    }
+}
+
 fn flat(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -210,7 +218,7 @@ fn flat(x: &Tensor) -> Vec<f32> {
 /// A step whose student holds the reference's weights.
 fn step<'b>(reference: &Reference, base: &'b Canonical, precision: Precision) -> Step<'b> {
     let settings = StepSettings { precision, ..reference.settings() };
-    let mut step = Step::new(Some(base), &reference.vit(""), settings, &Device::Cpu).unwrap();
+    let mut step = Step::new(Some(base), &reference.vit(""), settings, &device()).unwrap();
     let mut state = step.state().unwrap();
     for slot in &state.slots {
         let value = reference.get(&format!("student.{}", upstream(&slot.spec.name)));
@@ -364,7 +372,7 @@ fn recomputed_blocks_give_the_same_gradients_to_the_bit() {
         let base = reference.base(dir.path());
         let gradients = |recompute| {
             let settings = StepSettings { recompute, ..reference.settings() };
-            let mut step = Step::new(Some(&base), &reference.vit(""), settings, &Device::Cpu).unwrap();
+            let mut step = Step::new(Some(&base), &reference.vit(""), settings, &device()).unwrap();
             step.gradients(&[reference.batch(0)], &alone()).unwrap();
             step.parameters().gradients().to_vec1::<f32>().unwrap()
         };
@@ -442,7 +450,7 @@ fn every_ablation_trains_and_moves_every_parameter() {
     variants.push(Method { target: Target::Pixels, norm_pix: false, ..method() });
     for method in variants {
         let settings = StepSettings { method: method.clone(), ..reference.settings() };
-        let mut step = Step::new(Some(&base), &reference.vit(""), settings, &Device::Cpu).unwrap();
+        let mut step = Step::new(Some(&base), &reference.vit(""), settings, &device()).unwrap();
         let before = step.state().unwrap();
         let first = step.run(&[reference.batch(0)], 1e-3, &alone()).unwrap();
         let after = step.state().unwrap();
@@ -465,7 +473,7 @@ fn a_student_of_another_patch_size_learns_from_the_base_run_at_its_own_grid() {
     let base = reference.base(dir.path());
     // 64 px in 8-pixel patches: a grid of 8×8, which the base of 16-pixel patches has at 128 px.
     let vit = VitConfig { patch_size: 8, ..reference.vit("") };
-    let mut step = Step::new(Some(&base), &vit, reference.settings(), &Device::Cpu).unwrap();
+    let mut step = Step::new(Some(&base), &vit, reference.settings(), &device()).unwrap();
     let batch = MicroBatch { noise: (0..3 * 64).map(|i| (i as f32 * 0.37).sin()).collect(), ..reference.batch(0) };
     let (report, seen) = step.gradients(&[batch], &alone()).unwrap();
     assert!(report.loss.is_finite());
@@ -495,7 +503,7 @@ fn what_does_not_fit_together_is_refused_with_a_reason() {
     let base = reference.base(dir.path());
     let refused = |method: Method, base: Option<&Canonical>, vit: &VitConfig| {
         let settings = StepSettings { method, ..reference.settings() };
-        match Step::new(base, vit, settings, &Device::Cpu) {
+        match Step::new(base, vit, settings, &device()) {
             Ok(_) => panic!("accepted"),
             Err(error) => error.to_string(),
         }

@@ -1,6 +1,6 @@
 //! Linear layers: y = x·Wᵀ + b, W (out, in) as PyTorch stores it.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::columns;
 use super::gemm::{GemmError, Mat, MatMut, Product};
@@ -16,6 +16,10 @@ pub(crate) fn forward(
     residual: Option<&Tensor>,
     out: DType,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::linear::forward(x, weight, bias, residual, out);
+    }
     let (width, inner) = weight.dims2()?;
     if x.dim(D::Minus1)? != inner {
         candle_core::bail!("linear: a layer of {inner} inputs cannot take {:?}", x.dims());
@@ -23,15 +27,6 @@ pub(crate) fn forward(
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = width;
-    }
-    if !matches!(x.device(), Device::Cpu) {
-        let rows = x.elem_count() / inner;
-        let y = x.reshape((rows, inner))?.matmul(&weight.t()?)?.to_dtype(out)?;
-        let y = y.broadcast_add(&bias.to_dtype(out)?)?.reshape(shape)?;
-        return match residual {
-            Some(residual) => residual + y.to_dtype(residual.dtype())?,
-            None => Ok(y),
-        };
     }
     let rows = x.elem_count() / inner;
     let bias = read::<f32>(bias, NAME)?;
@@ -53,14 +48,15 @@ pub(crate) fn forward(
 
 /// Gradient of the input: dx = dy·W, in the type of `dy`.
 pub(crate) fn backward_input(dy: &Tensor, weight: &Tensor, out: DType) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return super::cuda::linear::backward_input(dy, weight, out);
+    }
     let (width, inner) = weight.dims2()?;
     let rows = dy.elem_count() / width;
     let mut shape = dy.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = inner;
-    }
-    if !matches!(dy.device(), Device::Cpu) {
-        return dy.reshape((rows, width))?.to_dtype(weight.dtype())?.matmul(weight)?.to_dtype(out)?.reshape(shape);
     }
     by_dtype!(dy, NAME, T => {
         let (dy, weight) = (read::<T>(dy, NAME)?, read::<T>(weight, NAME)?);
@@ -79,6 +75,10 @@ pub(crate) fn backward_parameters(
     dbias: &Tensor,
     fresh: bool,
 ) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::linear::backward_parameters(x, dy, dweight, dbias, fresh);
+    }
     let (width, inner) = dweight.dims2()?;
     let rows = x.elem_count() / inner;
     by_dtype!(x, NAME, T => {

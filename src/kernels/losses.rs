@@ -132,7 +132,7 @@ pub(crate) enum Axis {
 }
 
 /// Variance floor of both normalisations upstream.
-const VARIANCE_EPS: f64 = 1e-6;
+pub(super) const VARIANCE_EPS: f64 = 1e-6;
 
 /// (B, L, C), f32 → (x − μ)/√(σ² + 1e-6) over `axis`, σ² unbiased (`models_tec_vit.py:431-433` upstream; MAE's
 /// `norm_pix_loss` over channels).

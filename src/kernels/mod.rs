@@ -11,6 +11,9 @@
 mod adamw;
 mod attention;
 mod columns;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod eager;
 mod gelu;
 pub mod gemm;
@@ -30,6 +33,7 @@ mod tokens;
 
 pub use adamw::AdamW;
 pub(crate) use adamw::norm;
+pub use device::{DeviceError, open_device};
 pub use eager::Eager;
 pub(crate) use eager::tensor_of;
 pub(crate) use losses::{Axis, masked_squared_error, normalise, soft_cross_entropy};

@@ -12,7 +12,7 @@ use super::KernelError;
 use crate::model::ParameterSpec;
 
 /// Values each parameter is padded to a multiple of.
-const ALIGNMENT: usize = 64;
+pub(super) const ALIGNMENT: usize = 64;
 
 /// Place of one parameter in the flat buffers.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,9 @@ pub struct Parameters {
     gradients: Tensor,
     /// (N) in bf16, refreshed after each update, when matrix products run in bf16.
     rounded: Option<Tensor>,
+    /// (N / 64), u8: whether decay applies to those 64 values.
+    #[cfg(feature = "cuda")]
+    decays: Tensor,
     /// Tensors that are used but not trained, such as sine-cosine tables.
     fixed: HashMap<String, Tensor>,
     count: usize,
@@ -80,7 +83,24 @@ impl Parameters {
             .map_err(operation)?;
         let state = Tensor::from_vec(state, 3 * total, device).map_err(operation)?;
         let gradients = Tensor::zeros(total, DType::F32, device).map_err(operation)?;
-        let mut this = Self { slots, index, state, gradients, rounded: None, fixed, count: total, precision };
+        #[cfg(feature = "cuda")]
+        let decays = {
+            let each = |slot: &Slot| vec![u8::from(slot.decays); slot.padded / ALIGNMENT];
+            let all: Vec<u8> = slots.iter().flat_map(each).collect();
+            Tensor::from_vec(all, total / ALIGNMENT, device).map_err(operation)?
+        };
+        let mut this = Self {
+            #[cfg(feature = "cuda")]
+            decays,
+            slots,
+            index,
+            state,
+            gradients,
+            rounded: None,
+            fixed,
+            count: total,
+            precision,
+        };
         this.refresh().map_err(operation)?;
         Ok(this)
     }
@@ -103,6 +123,12 @@ impl Parameters {
     /// Gradients: (N), f32.
     pub fn gradients(&self) -> &Tensor {
         &self.gradients
+    }
+
+    /// (N / 64), u8: whether decay applies to those 64 values.
+    #[cfg(feature = "cuda")]
+    pub(super) fn decays(&self) -> &Tensor {
+        &self.decays
     }
 
     /// The type matrix products run in.

@@ -116,7 +116,7 @@ impl RowLogits {
         slices::tensor(out, x.shape())?.to_dtype(x.dtype())
     }
 
-    fn check(&self, x: &Tensor) -> Result<(usize, usize, usize)> {
+    pub(super) fn check(&self, x: &Tensor) -> Result<(usize, usize, usize)> {
         let (batch, tokens, channels) = x.dims3()?;
         if self.heads == 0
             || !self.width.is_multiple_of(self.heads)
