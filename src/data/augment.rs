@@ -6,6 +6,10 @@ use super::random::Uniform;
 use super::{Crop, Draws, Purpose};
 use crate::model::Interpolation;
 
+/// A crop is only decoded at reduced size if it then still is so many times larger than the result: the resampling that follows
+/// hides the difference (PIL's `thumbnail` has the same rule and number).
+const GAP: u32 = 2;
+
 /// Settings of the pretraining transform; the default is MAE's and TEC's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Augment {
@@ -23,6 +27,8 @@ pub struct Augment {
     pub mean: [f64; 3],
     /// Standard deviation of each channel.
     pub std: [f64; 3],
+    /// Whether JPEGs are decoded at full size even where a crop is more than twice as large as the result after halving.
+    pub exact_decode: bool,
 }
 
 impl Default for Augment {
@@ -35,6 +41,7 @@ impl Default for Augment {
             interpolation: Interpolation::Bicubic,
             mean: [0.485, 0.456, 0.406],
             std: [0.229, 0.224, 0.225],
+            exact_decode: false,
         }
     }
 }
@@ -106,8 +113,13 @@ impl TrainTransform {
         let crop = Crop::random(width, height, augment.scale, augment.ratio, &mut draws);
         let flipped = f64::from(Draws::new(seed, epoch, sample, Purpose::Flip).unit()) < augment.flip;
 
-        let kept = picture.decode_crop(crop)?;
         let [height, width] = augment.size;
+        let larger = |factor: u32| {
+            let least = |pixels: usize| pixels as u64 * u64::from(GAP * factor);
+            u64::from(crop.width) >= least(width) && u64::from(crop.height) >= least(height)
+        };
+        let reduce = [8, 4, 2].into_iter().find(|&factor| !augment.exact_decode && larger(factor)).unwrap_or(1);
+        let kept = picture.decode_part(crop, reduce)?;
         let resized = self.resample.resize(&kept, width as u32, height as u32)?;
         self.normalise.planes(resized, width, flipped, out);
         Ok(Applied { crop, flipped })

@@ -3,11 +3,11 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::decode::Rgb;
+use super::decode::Part;
 use crate::model::Interpolation;
 
 /// Resamples by Pillow's algorithm: 8-bit intermediate, antialiased. The pixels equal torchvision's on the same decoded image
-/// to one grey level.
+/// to three grey levels, a quarter of a level on average.
 #[derive(Debug)]
 pub(super) struct Resample {
     resizer: Resizer,
@@ -25,14 +25,15 @@ impl Resample {
         Self { resizer: Resizer::new(), options, resized: Vec::new() }
     }
 
-    /// `image` with that many columns and rows, interleaved.
-    pub(super) fn resize(&mut self, image: &Rgb, width: u32, height: u32) -> Result<&[u8], String> {
-        let source = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3);
+    /// What was asked for of an image, with that many columns and rows, interleaved.
+    pub(super) fn resize(&mut self, part: &Part, width: u32, height: u32) -> Result<&[u8], String> {
+        let source = ImageRef::new(part.image.width, part.image.height, &part.image.pixels, PixelType::U8x3);
         let source = source.map_err(|error| error.to_string())?;
         self.resized.resize(width as usize * height as usize * 3, 0);
         let target = Image::from_slice_u8(width, height, &mut self.resized, PixelType::U8x3);
         let mut target = target.map_err(|error| error.to_string())?;
-        self.resizer.resize(&source, &mut target, &self.options).map_err(|error| error.to_string())?;
+        let options = self.options.crop(part.left, part.top, part.width, part.height);
+        self.resizer.resize(&source, &mut target, &options).map_err(|error| error.to_string())?;
         Ok(&self.resized)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::DataError;
 use super::decode::Picture;
 use super::pixels::{Normalise, Resample};
+use super::{Crop, DataError};
 use crate::model::Preprocessing;
 
 /// Largest resized image, in pixels.
@@ -41,8 +41,8 @@ impl EvalTransform {
     pub fn append(&mut self, path: &Path, out: &mut Vec<f32>) -> Result<(), DataError> {
         let bad = |reason: String| DataError::Image { path: path.display().to_string(), reason };
         let bytes = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-        let decoded = Picture::open(&bytes).and_then(Picture::decode).map_err(bad)?;
-        let (width, height) = (decoded.width, decoded.height);
+        let picture = Picture::open(&bytes).map_err(bad)?;
+        let (width, height) = picture.dimensions();
         let [crop_height, crop_width] = self.size;
 
         // torchvision resizes the short side to int(crop / crop_pct) and truncates the long one.
@@ -59,6 +59,7 @@ impl EvalTransform {
         if u64::from(resized_width) * u64::from(resized_height) > MAX_RESIZED {
             return Err(bad(format!("{width}×{height} is too elongated to resize")));
         }
+        let decoded = picture.decode_part(Crop::all(width, height), 1).map_err(bad)?;
         let resized = self.resample.resize(&decoded, resized_width, resized_height).map_err(bad)?;
 
         // torchvision's CenterCrop: int(round((size - crop) / 2)), Python's rounding (half to even).
