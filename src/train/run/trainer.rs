@@ -383,6 +383,7 @@ fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> 
             interpolation: preprocessing.interpolation,
             mean: preprocessing.mean,
             std: preprocessing.std,
+            exact_decode: data.exact_decode,
         },
         batch,
         noise: recipe.student.patches(),
