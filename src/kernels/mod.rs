@@ -29,6 +29,8 @@ mod simd;
 mod slices;
 mod swiglu;
 mod tape;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use adamw::AdamW;

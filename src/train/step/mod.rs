@@ -37,7 +37,7 @@ pub struct StepSettings {
     /// What the student's initial weights are a function of.
     pub seed: u64,
     /// The insides of blocks are computed again in the backward pass instead of being kept: less memory, more time, the same
-    /// numbers.
+    /// numbers up to the order of a few sums.
     pub recompute: bool,
 }
 
