@@ -9,7 +9,6 @@ mod check;
 mod completions;
 mod convert;
 mod demo;
-mod device;
 mod embed;
 mod exit;
 mod export;

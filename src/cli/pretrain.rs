@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 
-use super::{device, exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use crate::kernels::{DeviceError, open_device};
 use crate::model::Canonical;
 use crate::train::distributed::{Place, World};
 use crate::train::{
@@ -61,7 +62,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let place = Place::read(|name| std::env::var(name).ok())?;
-    let device = device::parse(&args.device, place.local_rank)?;
+    let device = match open_device(&args.device, place.local_rank) {
+        Err(error @ DeviceError::Unknown { .. }) => return Err(Usage(error.to_string()).into()),
+        device => device?,
+    };
     if let Some(dump) = &args.replay {
         let base = args.base.as_deref().map(registry::open).transpose()?;
         return show_replay(&replay(dump, base, &device)?, args.json, output);

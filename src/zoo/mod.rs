@@ -13,6 +13,7 @@ mod register;
 
 pub use catalogue::{Lineage, Zoo, ZooError};
 pub use digest::{Digest, DigestError};
+#[cfg(feature = "fetch")]
 pub(crate) use manifest::is_name;
 pub use manifest::{Base, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms};
 pub use register::{check_name, register};

@@ -81,7 +81,6 @@ pub struct Augmentation {
     /// Broken images in all above which the run stops; each is named and skipped.
     pub broken: usize,
     /// Whether large JPEGs are decoded at full size even where a reduced size would do (`docs/data.md`).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exact_decode: bool,
 }
 
