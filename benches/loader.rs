@@ -78,7 +78,7 @@ fn picture(width: u32, height: u32, seed: u64) -> image::RgbImage {
         (0..side * side).map(|_| [(); 3].map(|()| (draws.word() >> 40) as f32 / (1 << 24) as f32 - 0.5)).collect()
     };
     let octaves: Vec<(u32, f32, Vec<[f32; 3]>)> =
-        (2..8).map(|octave| (1 << octave, 160.0 / (1 << (octave - 2)) as f32, grid((1 << octave) + 2))).collect();
+        (2..8).map(|octave| (1 << octave, 160.0 / 1.5_f32.powi(octave - 2), grid((1 << octave) + 2))).collect();
     image::RgbImage::from_fn(width, height, |x, y| {
         let mut pixel = [128.0; 3];
         for (side, weight, grid) in &octaves {

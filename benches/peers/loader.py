@@ -31,11 +31,11 @@ BATCH = 64
 def picture(width, height, seed):
     numbers = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128.0)
-    for octave in range(2, 9):
+    for octave in range(2, int(np.log2(width * 0.6)) + 1):
         grid = numbers.random((2**octave * height // width + 1, 2**octave, 3)) - 0.5
         for channel in range(3):
             plane = Image.fromarray(grid[..., channel].astype(np.float32))
-            pixels[..., channel] += 160 / 2 ** (octave - 2) * np.asarray(plane.resize((width, height), Image.BILINEAR))
+            pixels[..., channel] += 160 / 1.5 ** (octave - 2) * np.asarray(plane.resize((width, height), Image.BILINEAR))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
