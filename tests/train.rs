@@ -73,7 +73,8 @@ impl Place {
     /// Arguments of a pretraining into `out`: a student of a few thousand weights, three updates of two micro-batches an
     /// epoch, of whose 26 images two are left over; with these `set`s on top.
     fn arguments<'a>(&self, out: &'a str, set: &[&'a str]) -> Vec<&'a str> {
-        let mut arguments = vec!["pretrain", "--base", "mae", "--data", "photos", "--out", out, "--json"];
+        let mut arguments =
+            vec!["pretrain", "--base", "mae", "--data", "photos", "--out", out, "--json", "--recipe", "nano"];
         let small = [
             "optimizer.batch=8",
             "optimizer.micro_batch=4",

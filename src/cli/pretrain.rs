@@ -19,9 +19,9 @@ use crate::zoo::{Digest, Manifest, Zoo};
 /// Train a new ViT from any base's backbone, as TEC does
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  tec-zoo pretrain --base ibot-vitb --data imagenet/train --out run --recipe tec-ibot-vitb-300ep --name my-tec
+  tec-zoo pretrain --base ibot-vitb --data imagenet/train --out run --name my-tec    with the paper's settings for iBOT
   tec-zoo pretrain --out run --resume                          go on where it stopped, however it stopped
-  tec-zoo pretrain --base run/model --data photos/ --out second --set method.top_k=15 --set method.tau=1.8
+  tec-zoo pretrain --base run/model --data photos/ --out second --recipe nano --set method.top_k=15 --set method.tau=1.8
   tec-zoo pretrain --data photos/ --out pixels --recipe nano-pixels      MAE's own loss; needs no base
 
 Recipes: see recipes/README.md; the run's folder holds recipe.toml, run.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at
@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// The run's folder
     #[arg(long, value_name = "DIR", required_unless_present = "replay")]
     out: Option<PathBuf>,
-    /// Settings: a name, or a .toml file; `nano` when left out, the run's own with --resume
+    /// Settings: a name, or a .toml file; when left out, those published for the base, or the run's own with --resume
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
     /// Change one setting, such as optimizer.epochs=100; may be repeated
@@ -76,7 +76,6 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         crate::zoo::check_name(name)?;
     }
     let started = if args.resume { started_run(out)? } else { None };
-    let recipe = recipe(args, out)?;
     let base = match (&args.base, started.as_ref().and_then(|run| run.base.as_ref())) {
         (Some(base), _) => Some(named_base(base)?),
         (None, Some(base)) => Some(opened_base(base.name.clone(), &base.directory)?),
@@ -84,6 +83,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     };
     let data = args.data.clone().or_else(|| started.map(|run| run.data));
     let data = data.ok_or_else(|| Usage("name the images with --data: there is no run to resume yet".into()))?;
+    let recipe = recipe(args, out, base.as_ref())?;
 
     let settings = Pretraining { recipe, base, data, out: out.to_path_buf(), resume: args.resume, device };
     let world = World::join(place, &settings.device)?;
@@ -130,18 +130,27 @@ fn train(args: &Args, settings: &Pretraining, world: &World, output: &mut Output
     }
 }
 
-/// The recipe asked for; of a run that goes on, its own.
-fn recipe(args: &Args, out: &Path) -> Result<Recipe> {
-    match (&args.recipe, args.resume) {
-        (None, true) => {
-            if let Some(recipe) = started_recipe(out)? {
-                return Ok(recipe.with_all(&args.set)?);
-            }
-        }
-        (Some(name), _) => return Ok(Recipe::load(name, &args.set)?),
-        (None, false) => {}
+/// The recipe asked for; of a run that goes on, its own; otherwise the shortest that was published for the base.
+fn recipe(args: &Args, out: &Path, base: Option<&Base>) -> Result<Recipe> {
+    if let Some(name) = &args.recipe {
+        return Ok(Recipe::load(name, &args.set)?);
     }
-    Ok(Recipe::load("nano", &args.set)?)
+    if args.resume
+        && let Some(recipe) = started_recipe(out)?
+    {
+        return Ok(recipe.with_all(&args.set)?);
+    }
+    let published = base.and_then(|base| Recipe::published_for(&base.name));
+    let Some(name) = published else {
+        let of = base.map_or("training without a base".to_owned(), |base| format!("`{}` as a base", base.name));
+        let names = Recipe::names().collect::<Vec<_>>().join(", ");
+        let hint = "`nano` is a small student to try things with";
+        return Err(Usage(format!(
+            "no recipe was published for {of}: choose one with --recipe\nhint: there are {names}; {hint}"
+        ))
+        .into());
+    };
+    Ok(Recipe::load(name, &args.set)?)
 }
 
 fn named_base(model: &str) -> Result<Base> {

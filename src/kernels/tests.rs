@@ -251,7 +251,7 @@ fn logits_of_chosen_rows() {
 
 #[test]
 fn hidden_patches_take_the_mask_token() {
-    let restore = Rc::new(Restore { places: vec![2, 0, 1, 1, 3, 0, 2, 3], patches: 4, kept: 2 });
+    let restore = Rc::new(Restore { places: vec![2, 0, 1, 3, 1, 3, 0, 2], patches: 4, kept: 2 });
     let position = wave(5 * 3, 0.9, 0.4);
     let table =
         Tensor::from_vec(position.iter().map(|x| f64::from(*x as f32)).collect::<Vec<_>>(), (1, 5, 3), &Device::Cpu);

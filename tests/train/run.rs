@@ -133,10 +133,13 @@ fn pixels_need_no_base_and_anything_else_says_what_it_needs() {
     let stderr = place.fails(1, &run("nano", "feature"));
     assert!(stderr.contains("hint: `--base MODEL`, or `--set method.target=pixels`"), "{stderr}");
     assert!(!place.path("feature").exists());
-    let mut arguments = place.arguments("tec", &[]);
-    arguments.extend(["--recipe", "tec-mae-vitb-300ep"]);
-    let stderr = place.fails(1, &arguments);
+    let stderr = place.fails(1, &with_recipe("tec-mae-vitb-300ep", &place.arguments("tec", &[])));
     assert!(stderr.contains("nobody published k and τ for this base"), "{stderr}");
+}
+
+/// The same arguments with another recipe than `nano`.
+fn with_recipe<'a>(recipe: &'a str, arguments: &[&'a str]) -> Vec<&'a str> {
+    arguments.iter().map(|argument| if *argument == "nano" { recipe } else { argument }).collect()
 }
 
 #[test]
@@ -158,7 +161,11 @@ fn what_cannot_be_run_is_refused_before_anything_is_made() {
         &[],
         "hint: `--set optimizer.batch=26`, or less",
     );
-    refused("new", &[], &["--recipe", "nanno"], "did you mean `nano`");
+    let stderr = place.fails(1, &with_recipe("nanno", &place.arguments("new", &[])));
+    assert!(stderr.contains("did you mean `nano`"), "{stderr}");
+    // Without a recipe it is the one published for the base; nobody published one for somebody's own.
+    let stderr = place.fails(2, &["pretrain", "--base", "mae", "--data", "photos", "--out", "new"]);
+    assert!(stderr.contains("no recipe was published for `mae` as a base"), "{stderr}");
     refused("new", &[], &["--name", "No Name"], "`No Name` cannot be a model's name");
     refused("taken", &[], &[], "`taken` is not empty");
     refused("taken", &[], &["--resume"], "`taken` holds no run to resume");

@@ -85,6 +85,22 @@ impl Recipe {
         EMBEDDED.iter().map(|(name, _)| *name)
     }
 
+    /// The embedded recipe published for `base`, a name in the zoo; of several, the one of fewest epochs.
+    ///
+    /// ```
+    /// use tec_zoo::train::Recipe;
+    ///
+    /// assert_eq!(Recipe::published_for("ibot-vitb"), Some("tec-ibot-vitb-300ep"));
+    /// assert_eq!(Recipe::published_for("mocov3-vits"), None);
+    /// ```
+    pub fn published_for(base: &str) -> Option<&'static str> {
+        let of_base = |name: &'static str| {
+            let recipe = Self::load(name, &[]).ok()?;
+            (recipe.base.as_deref() == Some(base)).then_some((recipe.optimizer.epochs, name))
+        };
+        Self::names().filter_map(of_base).min().map(|(_, name)| name)
+    }
+
     /// The recipe called `recipe`, or in the file of that path when it ends in `.toml`; `set` are `key=value` texts, applied
     /// in order.
     ///
