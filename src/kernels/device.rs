@@ -17,14 +17,14 @@ pub enum DeviceError {
     NotBuilt,
     /// The driver, a library or the GPU is missing.
     #[error(
-        "cannot use GPU {ordinal}: {source}\n\
+        "cannot use GPU {ordinal}: {reason}\n\
          hint: `nvidia-smi` lists what the driver sees; libcublas and libcurand must be found, see docs/cuda.md"
     )]
     Cuda {
         /// Which GPU.
         ordinal: usize,
         /// CUDA's reason.
-        source: candle_core::Error,
+        reason: String,
     },
 }
 
@@ -57,5 +57,9 @@ fn open_gpu(_ordinal: usize) -> Result<Device, DeviceError> {
 
 #[cfg(feature = "cuda")]
 fn open_gpu(ordinal: usize) -> Result<Device, DeviceError> {
-    super::cuda::open(ordinal).map_err(|source| DeviceError::Cuda { ordinal, source })
+    super::cuda::open(ordinal).map_err(|error| {
+        // What follows is candle's backtrace.
+        let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+        DeviceError::Cuda { ordinal, reason }
+    })
 }

@@ -19,9 +19,23 @@ pub(crate) struct Restore {
     pub patches: usize,
     /// Visible patches K.
     pub kept: usize,
+    /// `places` on the GPU, from the first use on: both decoders and their backward passes ask for them.
+    #[cfg(feature = "cuda")]
+    pub(super) on_device: std::sync::OnceLock<Tensor>,
 }
 
 impl Restore {
+    /// Of `places` (B, L), those below `kept` are visible.
+    pub(crate) fn new(places: Vec<u32>, patches: usize, kept: usize) -> Self {
+        Self {
+            places,
+            patches,
+            kept,
+            #[cfg(feature = "cuda")]
+            on_device: std::sync::OnceLock::new(),
+        }
+    }
+
     fn rows(&self, image: usize) -> &[u32] {
         &self.places[image * self.patches..][..self.patches]
     }

@@ -21,7 +21,7 @@ pub(in crate::kernels) fn unshuffle(
         address(x, x.dtype(), batch * (1 + restore.kept) * d)?,
         address(token, DType::F32, d)?,
         address(position, DType::F32, tokens * d)?,
-        address(&places, DType::U32, batch * restore.patches)?,
+        address(places, DType::U32, batch * restore.patches)?,
         address(&y, DType::F32, batch * tokens * d)?,
         Argument::Word(restore.kept as u32),
         Argument::Word(d as u32),
@@ -45,7 +45,7 @@ pub(in crate::kernels) fn unshuffle_backward(
     let partial = unwritten((batch, d), DType::F32, device)?;
     let word = |n: usize| Argument::Word(n as u32);
     let from = address(dy, DType::F32, batch * (1 + restore.patches) * d)?;
-    let at = address(&places, DType::U32, batch * restore.patches)?;
+    let at = address(places, DType::U32, batch * restore.patches)?;
     let (to, sums) = (address(&dx, DType::F32, dx.elem_count())?, address(&partial, DType::F32, batch * d)?);
     // SAFETY: (B, 1 + L, d), (B, L) and what is written: (B, 1 + K, d), of which each row has its place; (B, d).
     unsafe {
@@ -58,6 +58,10 @@ pub(in crate::kernels) fn unshuffle_backward(
     Ok(dx)
 }
 
-fn places(restore: &Restore, device: &Device) -> Result<Tensor> {
-    Tensor::from_slice(&restore.places, restore.places.len(), device)
+fn places<'r>(restore: &'r Restore, device: &Device) -> Result<&'r Tensor> {
+    if let Some(places) = restore.on_device.get() {
+        return Ok(places);
+    }
+    let places = Tensor::from_slice(&restore.places, restore.places.len(), device)?;
+    Ok(restore.on_device.get_or_init(|| places))
 }

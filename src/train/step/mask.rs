@@ -23,7 +23,7 @@ impl Mask {
             }
             visible.extend_from_slice(&order[..kept]);
         }
-        Self { visible, restore: Restore { places, patches, kept } }
+        Self { visible, restore: Restore::new(places, patches, kept) }
     }
 
     /// (B, L): 1 where a patch is hidden.
