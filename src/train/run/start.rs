@@ -10,7 +10,7 @@ use crate::train::distributed::World;
 use crate::train::{Recipe, StepState};
 
 /// Where a run goes on: its newest whole checkpoint.
-pub(super) struct From {
+pub(super) struct Resumed {
     pub(super) path: PathBuf,
     pub(super) belongs: Belongs,
     pub(super) state: StepState,
@@ -23,7 +23,7 @@ pub(super) fn continued(
     about: &RunFile,
     world: &World,
     watch: &mut dyn Watch,
-) -> Result<(Option<Folder>, Option<From>), RunError> {
+) -> Result<(Option<Folder>, Option<Resumed>), RunError> {
     const NONE: u64 = u64::MAX;
     let (mut folder, mut from) = (None, None);
     if world.rank() == 0 {
@@ -32,7 +32,7 @@ pub(super) fn continued(
         let mut damaged = |path: &Path, reason: &str| watch.hear(News::Damaged { path, reason });
         if let Some((path, belongs, state)) = checkpoint::newest(&claimed.checkpoints(), &mut damaged)? {
             refuse_another_checkpoint(&belongs, &claimed, recipe, about)?;
-            from = Some(From { path, belongs, state });
+            from = Some(Resumed { path, belongs, state });
         }
         folder = Some(claimed);
     }
@@ -47,7 +47,7 @@ pub(super) fn continued(
         let path = checkpoint::path(&settings.out.join(Folder::CHECKPOINTS), word(0));
         let invalid = |reason| RunError::Invalid { path: path.display().to_string(), reason };
         let (belongs, state) = checkpoint::read(&path).map_err(invalid)?;
-        from = Some(From { path, belongs, state });
+        from = Some(Resumed { path, belongs, state });
     }
     Ok((folder, from))
 }

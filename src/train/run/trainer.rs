@@ -10,7 +10,7 @@ use super::dump;
 use super::error::RunError;
 use super::folder::{BaseFile, Folder, RunFile};
 use super::result;
-use super::start::{From, continued};
+use super::start::{Resumed, continued};
 use super::summary::{Summary, peak_memory};
 use super::{Base, End, News, Pretraining, Watch};
 use crate::data::{Augment, Dataset, Loader, LoaderSettings, Share, TrainBatch};
@@ -120,7 +120,7 @@ impl<'a> Trainer<'a> {
         let mut step =
             Step::new(base.map(|base| &base.model), &recipe.student, recipe.step_settings(), &settings.device)?;
         let (mut done, mut skipped_before, mut saved) = (0, 0, None);
-        if let Some(From { path, belongs, state }) = from {
+        if let Some(Resumed { path, belongs, state }) = from {
             step.restore(state)?;
             (done, skipped_before) = (belongs.step, belongs.skipped);
             saved = Some((done, path));
