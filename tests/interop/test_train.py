@@ -23,7 +23,7 @@ def run(models, tmp_path_factory):
     for i in range(26):
         Image.fromarray(random.integers(0, 256, (70, 80, 3), dtype=numpy.uint8)).save(folder / "photos" / f"{i}.jpg")
     sets = [word for setting in SMALL for word in ("--set", setting)]
-    tec_zoo("pretrain", "--base", models["mae"], "--data", folder / "photos", "--out", folder / "run", *sets)
+    tec_zoo("pretrain", "--base", models["mae"], "--data", folder / "photos", "--out", folder / "run", "--recipe", "nano", *sets)
     return folder / "run"
 
 
