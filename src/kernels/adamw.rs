@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::parameters::Parameters;
+use super::simd::{Isa, Lane, Task, dispatch, vectors};
 use super::slices::{read, write};
 
 const NAME: &str = "adamw";
@@ -34,16 +35,10 @@ impl AdamW {
         // As PyTorch: p ← p·(1 − lr·wd); m, v; p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + eps).
         let step_size = (lr / (1.0 - b1.powi(step))) as f32;
         let root = ((1.0 - b2.powi(step)).sqrt()) as f32;
-        let (b1, b2, eps) = (b1 as f32, b2 as f32, self.eps as f32);
+        let betas = (b1 as f32, b2 as f32);
         let keep = (1.0 - lr * self.weight_decay) as f32;
         let gradients = read::<f32>(parameters.gradients(), NAME)?;
-        let update = |p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], keep: f32| {
-            for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-                *m += (1.0 - b1) * (g - *m);
-                *v = *v * b2 + (1.0 - b2) * g * g;
-                *p = *p * keep - step_size * *m / (v.sqrt() / root + eps);
-            }
-        };
+        let eps = self.eps as f32;
         let count = parameters.count();
         write::<f32>(parameters.state(), NAME, |state| {
             let (mut p, moments) = state.split_at_mut(count);
@@ -59,9 +54,47 @@ impl AdamW {
                     .zip(m1.par_chunks_mut(CHUNK))
                     .zip(v1.par_chunks_mut(CHUNK))
                     .zip(g1.par_chunks(CHUNK))
-                    .for_each(|(((p, m), v), g)| update(p, m, v, g, keep));
+                    .for_each(|(((p, m), v), g)| dispatch(Update { p, m, v, g, betas, keep, step_size, root, eps }));
             }
         })
+    }
+}
+
+/// The update of as many values in each slice.
+struct Update<'a> {
+    p: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    g: &'a [f32],
+    betas: (f32, f32),
+    keep: f32,
+    step_size: f32,
+    root: f32,
+    eps: f32,
+}
+
+impl Task for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let len = self.p.len().min(self.m.len()).min(self.v.len()).min(self.g.len());
+        let (p, m, v, g) = (self.p.as_mut_ptr(), self.m.as_mut_ptr(), self.v.as_mut_ptr(), self.g.as_ptr());
+        // SAFETY: the instructions are there, and `len` values in each.
+        unsafe {
+            let [b2, one_b1, one_b2] = [self.betas.1, 1.0 - self.betas.0, 1.0 - self.betas.1].map(|b| S::splat(b));
+            let [keep, step, root, eps] = [self.keep, -self.step_size, self.root, self.eps].map(|x| S::splat(x));
+            vectors!(S, len, |i, n| {
+                let (g, m0) = (f32::load::<S>(g.add(i), n), f32::load::<S>(m.add(i), n));
+                let m1 = S::fma(one_b1, S::sub(g, m0), m0);
+                let v1 = S::fma(S::mul(one_b2, g), g, S::mul(f32::load::<S>(v.add(i), n), b2));
+                let size = S::add(S::div(S::sqrt(v1), root), eps);
+                let p1 = S::fma(S::div(m1, size), step, S::mul(f32::load::<S>(p.add(i), n), keep));
+                f32::store::<S>(m.add(i), n, m1);
+                f32::store::<S>(v.add(i), n, v1);
+                f32::store::<S>(p.add(i), n, p1);
+            });
+        }
     }
 }
 

@@ -2,15 +2,19 @@
 //!
 //! The backward pass computes the attention weights again instead of keeping B·N·T² of them.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::product::{Disjoint, product};
-use super::slices::{self, Element, by_dtype, read};
+use super::gemm::{self, Number, Scratch, with_scratch};
+use super::rows::{softmax, softmax_gradient};
+use super::simd::{Isa, Lane, Task, dispatch, vectors};
+use super::slices::{self, Disjoint, by_dtype, read};
 
 const NAME: &str = "attention";
 
-/// Query rows whose scores are held at a time: (256, T) floats stay in cache at the sizes ViTs use.
+/// Query rows whose scores are held at a time: (256, T) floats stay in a second-level cache at the sizes ViTs use.
 const QUERY_ROWS: usize = 256;
 
 /// (B, T, 3·C) → (B, T, C): softmax(q·kᵀ·d^-0.5)·v for each head.
@@ -21,18 +25,21 @@ pub(crate) fn forward(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     }
     by_dtype!(qkv, NAME, T => {
         let shape = Heads::of(qkv, heads)?;
-        let values = widened::<T>(qkv)?;
-        let mut out = vec![0f32; values.len() / 3];
-        let writer = Disjoint(out.as_mut_ptr());
-        (0..shape.batch * heads).into_par_iter().for_each(|index| {
-            // SAFETY: a task writes the channels of its own head in its own image, and nobody else's.
-            unsafe { shape.forward(&values, index, writer.get()) }
-        });
-        slices::tensor(out.into_iter().map(T::narrow).collect::<Vec<T>>(), (shape.batch, shape.tokens, shape.width))
+        let values = read::<T>(qkv, NAME)?;
+        let fill = |out: &mut [MaybeUninit<T>]| {
+            let out = Disjoint(out.as_mut_ptr().cast::<T>());
+            (0..shape.batch * heads).into_par_iter().for_each(|index| {
+                with_scratch(|scratch| dispatch(Forward { shape: &shape, qkv: &values, index, out: out.get(), scratch }));
+            });
+            Ok(())
+        };
+        // SAFETY: every head of every image writes all its channels.
+        let out = unsafe { slices::made(values.len() / 3, fill)? };
+        slices::tensor(out, (shape.batch, shape.tokens, shape.width))
     })
 }
 
-/// Gradient of qkv (B, T, 3·C) from that of the output (B, T, C).
+/// Gradient of qkv (B, T, 3·C) from that of the output (B, T, C), of the same type.
 pub(crate) fn backward(qkv: &Tensor, dout: &Tensor, heads: usize) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if qkv.device().is_cuda() {
@@ -40,17 +47,23 @@ pub(crate) fn backward(qkv: &Tensor, dout: &Tensor, heads: usize) -> Result<Tens
     }
     by_dtype!(qkv, NAME, T => {
         let shape = Heads::of(qkv, heads)?;
-        let (values, dout) = (widened::<T>(qkv)?, widened::<T>(dout)?);
+        let (values, dout) = (read::<T>(qkv, NAME)?, read::<T>(dout, NAME)?);
         if dout.len() * 3 != values.len() {
             candle_core::bail!("{NAME}: a gradient of {} values for {}", dout.len(), values.len() / 3);
         }
-        let mut out = vec![0f32; values.len()];
-        let writer = Disjoint(out.as_mut_ptr());
-        (0..shape.batch * heads).into_par_iter().for_each(|index| {
-            // SAFETY: a task writes the channels of its own head in its own image, and nobody else's.
-            unsafe { shape.backward(&values, &dout, index, writer.get()) }
-        });
-        slices::tensor(out.into_iter().map(T::narrow).collect::<Vec<T>>(), qkv.shape())
+        let fill = |dqkv: &mut [MaybeUninit<T>]| {
+            let dqkv = Disjoint(dqkv.as_mut_ptr().cast::<T>());
+            (0..shape.batch * heads).into_par_iter().for_each(|index| {
+                with_scratch(|scratch| {
+                    let (qkv, dout, dqkv) = (&values, &dout, dqkv.get());
+                    dispatch(Backward { shape: &shape, qkv, dout, index, dqkv, scratch });
+                });
+            });
+            Ok(())
+        };
+        // SAFETY: as in `forward`.
+        let out = unsafe { slices::made(values.len(), fill)? };
+        slices::tensor(out, qkv.shape())
     })
 }
 
@@ -77,128 +90,127 @@ impl Heads {
         1.0 / (self.d as f32).sqrt()
     }
 
-    /// q, k and v of head `index % N` in image `index / N`: rows of d, 3·C apart.
-    fn qkv<'v>(&self, values: &'v [f32], index: usize) -> [&'v [f32]; 3] {
-        let image = &values[index / self.heads * self.tokens * 3 * self.width..][..self.tokens * 3 * self.width];
-        let first = index % self.heads * self.d;
-        [&image[first..], &image[self.width + first..], &image[2 * self.width + first..]]
+    /// Where q, k and v of head `index % N` in image `index / N` begin in (B, T, 3·C): rows of d, 3·C apart.
+    fn parts(&self, index: usize) -> [usize; 3] {
+        let q = index / self.heads * self.tokens * 3 * self.width + index % self.heads * self.d;
+        [q, q + self.width, q + 2 * self.width]
     }
 
-    /// # Safety
-    /// `out` is (B, T, C), and nobody else touches the channels of head `index`.
-    unsafe fn forward(&self, values: &[f32], index: usize, out: *mut f32) {
-        let (tokens, d, stride) = (self.tokens, self.d, 3 * self.width);
-        let [q, k, v] = self.qkv(values, index);
-        let at = index / self.heads * tokens * self.width + index % self.heads * d;
-        let mut scores = vec![0f32; QUERY_ROWS.min(tokens) * tokens];
+    /// Where the head's channels begin in (B, T, C): rows of d, C apart.
+    fn out(&self, index: usize) -> usize {
+        index / self.heads * self.tokens * self.width + index % self.heads * self.d
+    }
+}
+
+/// One head of one image.
+struct Forward<'a, T> {
+    shape: &'a Heads,
+    qkv: &'a [T],
+    index: usize,
+    /// (B, T, C), of which nobody else touches this head's channels.
+    out: *mut T,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Number> Task for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let Self { shape, qkv, index, out, scratch } = self;
+        let &Heads { tokens, width, d, .. } = shape;
+        let [q, k, v] = shape.parts(index).map(|at| qkv[at..].as_ptr());
+        let stride = 3 * width;
+        let scores = scratch.free[0].of(QUERY_ROWS.min(tokens) * tokens);
         for first in (0..tokens).step_by(QUERY_ROWS) {
             let rows = QUERY_ROWS.min(tokens - first);
-            let scores = &mut scores[..rows * tokens];
             // SAFETY: rows and columns stay within the head's channels of this image; `scores` is ours.
             unsafe {
-                let q = q.as_ptr().add(first * stride);
-                product(
-                    [rows, tokens, d],
-                    (q, [stride, 1]),
-                    (k.as_ptr(), [1, stride]),
-                    self.scale(),
-                    (scores.as_mut_ptr(), tokens),
-                    false,
-                );
-                scores.chunks_exact_mut(tokens).for_each(softmax);
-                let out = out.add(at + first * self.width);
-                product(
-                    [rows, d, tokens],
-                    (scores.as_ptr(), [tokens, 1]),
-                    (v.as_ptr(), [stride, 1]),
-                    1.0,
-                    (out, self.width),
-                    false,
-                );
+                let queries = T::operand(q.add(first * stride), [stride, 1]);
+                let keys = T::operand(k, [1, stride]);
+                let to = (f32::rows(scores, tokens), false);
+                gemm::product::<S>([rows, tokens, d], (queries, keys), shape.scale(), to, scratch);
+                for row in 0..rows {
+                    softmax::<S>(scores.add(row * tokens), tokens);
+                }
+                let (weights, values) = (f32::operand(scores, [tokens, 1]), T::operand(v, [stride, 1]));
+                let to = (T::rows(out.add(shape.out(index) + first * width), width), false);
+                gemm::product::<S>([rows, d, tokens], (weights, values), 1.0, to, scratch);
             }
         }
     }
+}
 
-    /// With P the weights: dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP − rowsum(P∘dP)), dQ = s·dS·K, dK = s·dSᵀ·Q.
-    ///
-    /// # Safety
-    /// `dqkv` is (B, T, 3·C), zero, and nobody else touches the channels of head `index`.
-    unsafe fn backward(&self, values: &[f32], dout: &[f32], index: usize, dqkv: *mut f32) {
-        let (tokens, d, width) = (self.tokens, self.d, self.width);
-        let stride = 3 * width;
-        let [q, k, v] = self.qkv(values, index);
-        let head = index % self.heads * d;
-        let dout = &dout[index / self.heads * tokens * width + head..];
-        let at = index / self.heads * tokens * stride + head;
-        let mut weights = vec![0f32; QUERY_ROWS.min(tokens) * tokens];
-        let mut slopes = weights.clone();
+/// With P the weights: dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP − rowsum(P∘dP)), dQ = s·dS·K, dK = s·dSᵀ·Q.
+struct Backward<'a, T> {
+    shape: &'a Heads,
+    qkv: &'a [T],
+    /// (B, T, C)
+    dout: &'a [T],
+    index: usize,
+    /// (B, T, 3·C), of which nobody else touches this head's channels.
+    dqkv: *mut T,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Number> Task for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let Self { shape, qkv, dout, index, dqkv, scratch } = self;
+        let &Heads { tokens, width, d, .. } = shape;
+        let [q, k, v] = shape.parts(index).map(|at| qkv[at..].as_ptr());
+        let [dq, dk, dv] = shape.parts(index).map(|at| dqkv.wrapping_add(at));
+        let dout = dout[shape.out(index)..].as_ptr();
+        let (stride, scale) = (3 * width, shape.scale());
+        let scores = QUERY_ROWS.min(tokens) * tokens;
+        let [weights, slopes] = [scratch.free[0].of(scores), scratch.free[1].of(scores)];
+        // Summed over the blocks of queries in f32.
+        let [key_sums, value_sums] = [scratch.free[2].of(tokens * d), scratch.free[3].of(tokens * d)];
         for first in (0..tokens).step_by(QUERY_ROWS) {
-            let rows = QUERY_ROWS.min(tokens - first);
-            let (weights, slopes) = (&mut weights[..rows * tokens], &mut slopes[..rows * tokens]);
+            let (rows, add) = (QUERY_ROWS.min(tokens - first), first > 0);
             // SAFETY: rows and columns stay within the head's channels of this image; the scratch is ours.
             unsafe {
-                let q = q.as_ptr().add(first * stride);
-                let dout = dout.as_ptr().add(first * width);
-                let [dq, dk, dv] = [dqkv.add(at), dqkv.add(at + width), dqkv.add(at + 2 * width)];
-                let s = self.scale();
-                product(
-                    [rows, tokens, d],
-                    (q, [stride, 1]),
-                    (k.as_ptr(), [1, stride]),
-                    s,
-                    (weights.as_mut_ptr(), tokens),
-                    false,
-                );
-                weights.chunks_exact_mut(tokens).for_each(softmax);
-                product(
-                    [tokens, d, rows],
-                    (weights.as_ptr(), [1, tokens]),
-                    (dout, [width, 1]),
-                    1.0,
-                    (dv, stride),
-                    true,
-                );
-                product(
-                    [rows, tokens, d],
-                    (dout, [width, 1]),
-                    (v.as_ptr(), [1, stride]),
-                    1.0,
-                    (slopes.as_mut_ptr(), tokens),
-                    false,
-                );
-                for (weights, slopes) in weights.chunks_exact(tokens).zip(slopes.chunks_exact_mut(tokens)) {
-                    let mean: f32 = weights.iter().zip(&*slopes).map(|(p, dp)| p * dp).sum();
-                    for (dp, p) in slopes.iter_mut().zip(weights) {
-                        *dp = p * (*dp - mean);
-                    }
+                let (q, dout) = (q.add(first * stride), dout.add(first * width));
+                let (queries, grads) = (T::operand(q, [stride, 1]), T::operand(dout, [width, 1]));
+                let to = (f32::rows(weights, tokens), false);
+                gemm::product::<S>([rows, tokens, d], (queries, T::operand(k, [1, stride])), scale, to, scratch);
+                for row in 0..rows {
+                    softmax::<S>(weights.add(row * tokens), tokens);
                 }
-                product(
-                    [rows, d, tokens],
-                    (slopes.as_ptr(), [tokens, 1]),
-                    (k.as_ptr(), [stride, 1]),
-                    s,
-                    (dq.add(first * stride), stride),
-                    false,
-                );
-                product([tokens, d, rows], (slopes.as_ptr(), [1, tokens]), (q, [stride, 1]), s, (dk, stride), true);
+                let transposed = f32::operand(weights, [1, tokens]);
+                let to = (f32::rows(value_sums, d), add);
+                gemm::product::<S>([tokens, d, rows], (transposed, grads), 1.0, to, scratch);
+                let to = (f32::rows(slopes, tokens), false);
+                gemm::product::<S>([rows, tokens, d], (grads, T::operand(v, [1, stride])), 1.0, to, scratch);
+                for row in 0..rows {
+                    softmax_gradient::<S>(weights.add(row * tokens), slopes.add(row * tokens), tokens);
+                }
+                let operands = (f32::operand(slopes, [tokens, 1]), T::operand(k, [stride, 1]));
+                let to = (T::rows(dq.wrapping_add(first * stride), stride), false);
+                gemm::product::<S>([rows, d, tokens], operands, scale, to, scratch);
+                let to = (f32::rows(key_sums, d), add);
+                gemm::product::<S>([tokens, d, rows], (f32::operand(slopes, [1, tokens]), queries), scale, to, scratch);
+            }
+        }
+        for (sums, to) in [(key_sums, dk), (value_sums, dv)] {
+            for row in 0..tokens {
+                // SAFETY: as above.
+                unsafe { copy::<S, T>(sums.add(row * d), to.wrapping_add(row * stride), d) };
             }
         }
     }
 }
 
-fn softmax(row: &mut [f32]) {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut total = 0f32;
-    for value in row.iter_mut() {
-        *value = (*value - most).exp();
-        total += *value;
+/// # Safety
+/// The instructions are there; both hold `len` values.
+#[inline(always)]
+unsafe fn copy<S: Isa, T: Lane>(from: *const f32, to: *mut T, len: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        vectors!(S, len, |i, n| {
+            T::store::<S>(to.add(i), n, f32::load::<S>(from.add(i), n));
+        });
     }
-    let scale = 1.0 / total;
-    for value in row.iter_mut() {
-        *value *= scale;
-    }
-}
-
-fn widened<T: Element>(x: &Tensor) -> Result<Vec<f32>> {
-    Ok(read::<T>(x, NAME)?.iter().map(|x| x.wide()).collect())
 }

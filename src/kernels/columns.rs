@@ -2,23 +2,19 @@
 
 use rayon::prelude::*;
 
-use super::slices::Element;
+use super::simd::{Isa, Lane, Task, dispatch, vectors};
 
 /// Rows summed by one task. Fixed, so that the order of additions is.
 pub(super) const ROWS: usize = 32;
 
 /// Adds to (or, when `fresh`, puts in) `sums` the sum over rows of (R, C).
-pub(super) fn add_rows<T: Element>(x: &[T], sums: &mut [f32], fresh: bool) {
+pub(super) fn add_rows<T: Lane>(x: &[T], sums: &mut [f32], fresh: bool) {
     let c = sums.len();
     let partial: Vec<Vec<f32>> = x
         .par_chunks(ROWS * c)
         .map(|rows| {
             let mut partial = vec![0f32; c];
-            for row in rows.chunks_exact(c) {
-                for (sum, x) in partial.iter_mut().zip(row) {
-                    *sum += x.wide();
-                }
-            }
+            dispatch(AddRows { rows, sums: &mut partial });
             partial
         })
         .collect();
@@ -33,6 +29,30 @@ pub(super) fn merge(partial: &[Vec<f32>], sums: &mut [f32], fresh: bool) {
     for partial in partial {
         for (sum, x) in sums.iter_mut().zip(partial) {
             *sum += x;
+        }
+    }
+}
+
+struct AddRows<'a, T> {
+    rows: &'a [T],
+    sums: &'a mut [f32],
+}
+
+impl<T: Lane> Task for AddRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let (c, sums) = (self.sums.len(), self.sums.as_mut_ptr());
+        for row in self.rows.chunks_exact(c) {
+            let row = row.as_ptr();
+            // SAFETY: the instructions are there, and both hold `c` values.
+            unsafe {
+                vectors!(S, c, |i, n| {
+                    let sum = S::add(f32::load::<S>(sums.add(i), n), T::load::<S>(row.add(i), n));
+                    f32::store::<S>(sums.add(i), n, sum);
+                });
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The [`Ops`] of a model directory, on candle's CPU tensors.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::gemm::Packed;
+use super::linear::Weight;
 use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, swiglu, tokens};
 use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, TensorView, Vit, position};
 
@@ -29,10 +32,26 @@ pub struct Eager<'a> {
     device: Device,
     precision: DType,
     parameters: HashMap<String, Tensor>,
-    /// Weights of matrix products, in their precision, where that is not the parameters' own.
-    operands: HashMap<String, Tensor>,
+    /// Weights of matrix products, in their precision.
+    operands: HashMap<String, Operand>,
     /// Position tables, resampled.
     positions: HashMap<(String, [usize; 2]), (PositionRequest, Tensor)>,
+}
+
+/// A weight as matrix products take it.
+#[derive(Debug, Clone)]
+enum Operand {
+    Stored(Tensor),
+    Packed(Arc<Packed>),
+}
+
+impl Operand {
+    fn weight(&self) -> Weight<'_> {
+        match self {
+            Self::Stored(weight) => Weight::Stored(weight),
+            Self::Packed(weight) => Weight::Packed(weight),
+        }
+    }
 }
 
 impl<'a> Eager<'a> {
@@ -99,20 +118,37 @@ impl<'a> Eager<'a> {
         Vit::new(&self.model.config().vit).encode(self, images, grid)
     }
 
-    /// A weight as matrix products take it.
-    fn operand(&mut self, name: &str) -> Result<Tensor, KernelError> {
-        if let Some(tensor) = self.operands.get(name) {
-            return Ok(tensor.clone());
+    /// The weight of the layer `name` as matrix products take it, and the bias.
+    fn layer(&mut self, name: &str) -> Result<(Operand, Tensor), KernelError> {
+        let weight = format!("{name}.weight");
+        if let Some(operand) = self.operands.get(&weight) {
+            return Ok((operand.clone(), self.parameter(&format!("{name}.bias"))?));
         }
-        let wide = self.parameter(name)?;
-        if wide.dtype() == self.precision {
-            return Ok(wide);
-        }
-        let tensor = run(name, || wide.to_dtype(self.precision))?;
+        let wide = self.parameter(&weight)?;
+        let bias = self.parameter(&format!("{name}.bias"))?;
+        // The kernel of a patch convolution is a row.
+        let operand = run(name, || {
+            let rounded = wide.to_dtype(self.precision)?.reshape((wide.dim(0)?, ()))?;
+            match self.device {
+                Device::Cpu => linear::packed(&rounded).map(|packed| Operand::Packed(Arc::new(packed))),
+                _ => Ok(Operand::Stored(rounded)),
+            }
+        })?;
         // One copy is enough.
-        self.parameters.remove(name);
-        self.operands.insert(name.into(), tensor.clone());
-        Ok(tensor)
+        self.parameters.remove(&weight);
+        self.operands.insert(weight, operand.clone());
+        Ok((operand, bias))
+    }
+
+    fn linear_to(
+        &mut self,
+        x: &Tensor,
+        name: &str,
+        residual: Option<&Tensor>,
+        out: DType,
+    ) -> Result<Tensor, KernelError> {
+        let (weight, bias) = self.layer(name)?;
+        run(name, || linear::forward(&x.to_dtype(self.precision)?, weight.weight(), &bias, residual, out))
     }
 
     fn stored(&self, name: &str) -> Result<TensorView<'a>, KernelError> {
@@ -137,12 +173,8 @@ impl Ops for Eager<'_> {
 
     fn patch_embed(&mut self, images: &Tensor, name: &str, patch: usize) -> Result<Tensor, KernelError> {
         self.grid(images)?;
-        let weight = self.operand(&format!("{name}.weight"))?;
-        let bias = self.parameter(&format!("{name}.bias"))?;
-        run(name, || {
-            let rows = tokens::patches(images, patch, None, self.precision)?;
-            linear::forward(&rows, &weight.reshape((weight.dim(0)?, ()))?, &bias, None, DType::F32)
-        })
+        let rows = run(name, || tokens::patches(images, patch, None, self.precision))?;
+        self.linear_to(&rows, name, None, DType::F32)
     }
 
     fn position(&mut self, name: &str, request: &PositionRequest) -> Result<Tensor, KernelError> {
@@ -186,21 +218,29 @@ impl Ops for Eager<'_> {
     }
 
     fn linear(&mut self, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
-        let weight = self.operand(&format!("{name}.weight"))?;
-        let bias = self.parameter(&format!("{name}.bias"))?;
-        run(name, || linear::forward(&x.to_dtype(self.precision)?, &weight, &bias, None, self.precision))
+        self.linear_to(x, name, None, self.precision)
     }
 
     fn linear_add(&mut self, residual: &Tensor, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {
-        let weight = self.operand(&format!("{name}.weight"))?;
-        let bias = self.parameter(&format!("{name}.bias"))?;
-        run(name, || linear::forward(&x.to_dtype(self.precision)?, &weight, &bias, Some(residual), DType::F32))
+        self.linear_to(x, name, Some(residual), DType::F32)
     }
 
     fn layer_norm(&mut self, x: &Tensor, name: &str, eps: f64) -> Result<Tensor, KernelError> {
         let weight = self.parameter(&format!("{name}.weight"))?;
         let bias = self.parameter(&format!("{name}.bias"))?;
         run(name, || layer_norm::forward(&x.contiguous()?, &weight, &bias, eps, self.precision))
+    }
+
+    fn linear_gelu(&mut self, x: &Tensor, name: &str, kind: Activation) -> Result<Tensor, KernelError> {
+        if kind != Activation::GeluErf || !matches!(x.device(), Device::Cpu) {
+            let h = self.linear(x, name)?;
+            return self.gelu(&h, kind);
+        }
+        let (weight, bias) = self.layer(name)?;
+        run(name, || {
+            let x = x.to_dtype(self.precision)?;
+            Ok(linear::forward_gelu(&x, weight.weight(), &bias, self.precision, false)?.1)
+        })
     }
 
     fn gelu(&mut self, x: &Tensor, kind: Activation) -> Result<Tensor, KernelError> {

@@ -1,9 +1,12 @@
 //! GELU, elementwise, and its gradient.
 
-use candle_core::cpu::erf::erf_f32;
+use std::mem::MaybeUninit;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::normal;
+use super::simd::{Isa, Lane, Task, dispatch, vectors};
 use super::slices::{self, Element, by_dtype, read};
 use crate::model::Activation;
 
@@ -19,8 +22,12 @@ pub(crate) fn forward(x: &Tensor, kind: Activation) -> Result<Tensor> {
         return super::cuda::gelu::forward(x, kind);
     }
     by_dtype!(x, NAME, T => match kind {
-        Activation::GeluErf => map::<T>(x, gelu_erf),
-        Activation::GeluTanh => map::<T>(x, gelu_tanh),
+        Activation::GeluErf => map::<T>(x, |x, out| dispatch(Forward { x, out })),
+        Activation::GeluTanh => map::<T>(x, |x, out| {
+            for (y, x) in out.iter_mut().zip(x) {
+                y.write(T::narrow(gelu_tanh(x.wide())));
+            }
+        }),
     })
 }
 
@@ -31,47 +38,83 @@ pub(crate) fn backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tens
         return super::cuda::gelu::backward(x, dy, kind);
     }
     by_dtype!(x, NAME, T => match kind {
-        Activation::GeluErf => zip::<T>(x, dy, slope_erf),
-        Activation::GeluTanh => zip::<T>(x, dy, slope_tanh),
+        Activation::GeluErf => zip::<T>(x, dy, |x, dy, out| dispatch(Backward { x, dy, out })),
+        Activation::GeluTanh => zip::<T>(x, dy, |x, dy, out| {
+            for ((dx, x), dy) in out.iter_mut().zip(x).zip(dy) {
+                dx.write(T::narrow(dy.wide() * slope_tanh(x.wide())));
+            }
+        }),
     })
 }
 
-fn map<T: Element>(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
+fn map<T: Element>(x: &Tensor, f: impl Fn(&[T], &mut [MaybeUninit<T>]) + Sync) -> Result<Tensor> {
     let values = read::<T>(x, NAME)?;
-    let out = slices::filled::<T>(values.len(), |out| {
-        out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(out, x)| {
-            for (y, x) in out.iter_mut().zip(x) {
-                *y = T::narrow(f(x.wide()));
-            }
-        });
-    });
+    let fill = |out: &mut [MaybeUninit<T>]| {
+        out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(out, x)| f(x, out));
+        Ok(())
+    };
+    // SAFETY: `f` writes as many values as it reads.
+    let out = unsafe { slices::made(values.len(), fill)? };
     slices::tensor(out, x.shape())
 }
 
-fn zip<T: Element>(x: &Tensor, dy: &Tensor, slope: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
+fn zip<T: Element>(x: &Tensor, dy: &Tensor, f: impl Fn(&[T], &[T], &mut [MaybeUninit<T>]) + Sync) -> Result<Tensor> {
     let (values, dy) = (read::<T>(x, NAME)?, read::<T>(dy, NAME)?);
     if values.len() != dy.len() {
         candle_core::bail!("{NAME}: a gradient of {} values for {}", dy.len(), values.len());
     }
-    let out = slices::filled::<T>(values.len(), |out| {
-        out.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK))).for_each(|(out, (x, dy))| {
-            for ((dx, x), dy) in out.iter_mut().zip(x).zip(dy) {
-                *dx = T::narrow(dy.wide() * slope(x.wide()));
-            }
-        });
-    });
+    let fill = |out: &mut [MaybeUninit<T>]| {
+        let parts = values.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK));
+        out.par_chunks_mut(CHUNK).zip(parts).for_each(|(out, (x, dy))| f(x, dy, out));
+        Ok(())
+    };
+    // SAFETY: as in `map`.
+    let out = unsafe { slices::made(values.len(), fill)? };
     slices::tensor(out, x.shape())
 }
 
 /// `x·Φ(x)`, PyTorch's `nn.GELU()`.
-fn gelu_erf(x: f32) -> f32 {
-    0.5 * x * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2))
+struct Forward<'a, T> {
+    x: &'a [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
-/// Φ(x) + x·φ(x).
-fn slope_erf(x: f32) -> f32 {
-    const SQRT_1_OVER_2_PI: f32 = 0.398_942_3;
-    0.5 * (1.0 + erf_f32(x * std::f32::consts::FRAC_1_SQRT_2)) + x * SQRT_1_OVER_2_PI * (-0.5 * x * x).exp()
+impl<T: Lane> Task for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let (x, out) = (self.x.as_ptr(), self.out.as_mut_ptr().cast::<T>());
+        // SAFETY: the instructions are there, and as many values in both.
+        unsafe {
+            vectors!(S, self.x.len().min(self.out.len()), |i, n| {
+                T::store::<S>(out.add(i), n, normal::gelu::<S>(T::load::<S>(x.add(i), n)));
+            });
+        }
+    }
+}
+
+/// dy·(Φ(x) + x·φ(x)).
+struct Backward<'a, T> {
+    x: &'a [T],
+    dy: &'a [T],
+    out: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Lane> Task for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let (x, dy, out) = (self.x.as_ptr(), self.dy.as_ptr(), self.out.as_mut_ptr().cast::<T>());
+        // SAFETY: the instructions are there, and as many values in all.
+        unsafe {
+            vectors!(S, self.x.len().min(self.dy.len()).min(self.out.len()), |i, n| {
+                let slope = normal::gelu_gradient::<S>(T::load::<S>(x.add(i), n));
+                T::store::<S>(out.add(i), n, S::mul(T::load::<S>(dy.add(i), n), slope));
+            });
+        }
+    }
 }
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;

@@ -1,12 +1,15 @@
 //! LayerNorm over the last axis, and its gradients.
 //!
-//! Moments are summed in f64, so the result does not depend on how a compiler orders the sum. The backward pass computes
-//! them again: a row is in cache by then, and nothing needs to be kept between the passes.
+//! The backward pass computes the moments again: a row is in cache by then, and nothing needs to be kept between the
+//! passes. Moments are summed in as many lanes as a register has, the mean first: no cancellation, and short chains.
+
+use std::mem::MaybeUninit;
 
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::columns::{self, ROWS};
+use super::simd::{Isa, Lane, Task, dispatch, vectors};
 use super::slices::{self, Element, by_dtype, read, write};
 
 const NAME: &str = "layer norm";
@@ -30,16 +33,14 @@ fn forward_cpu<T: Element, U: Element>(x: &Tensor, weight: &Tensor, bias: &Tenso
     if bias.len() != c {
         candle_core::bail!("{NAME}: {c} weights and {} biases", bias.len());
     }
-    let out = slices::filled::<U>(values.len(), |out| {
+    let fill = |out: &mut [MaybeUninit<U>]| {
         out.par_chunks_mut(ROWS * c).zip(values.par_chunks(ROWS * c)).for_each(|(out, x)| {
-            for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                let (mean, scale) = moments(x, eps);
-                for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(&*weight).zip(&*bias) {
-                    *out = U::narrow((x.wide() - mean) * scale * weight + bias);
-                }
-            }
+            dispatch(Forward { x, weight: &weight, bias: &bias, eps, out });
         });
-    });
+        Ok(())
+    };
+    // SAFETY: the last axis is C, so there are whole rows, and every row is written.
+    let out = unsafe { slices::made(values.len(), fill)? };
     slices::tensor(out, x.shape())
 }
 
@@ -78,52 +79,104 @@ fn backward_cpu<T: Element, U: Element>(
         candle_core::bail!("{NAME}: a gradient of {} values for {}", dy.len(), values.len());
     }
     let mut partial: Vec<(Vec<f32>, Vec<f32>)> = Vec::new();
-    let dx = slices::filled::<f32>(values.len(), |dx| {
+    let fill = |dx: &mut [MaybeUninit<f32>]| {
         partial = dx
             .par_chunks_mut(ROWS * c)
             .zip(values.par_chunks(ROWS * c).zip(dy.par_chunks(ROWS * c)))
             .map(|(dx, (x, dy))| {
                 let (mut dweight, mut dbias) = (vec![0f32; c], vec![0f32; c]);
-                for ((dx, x), dy) in dx.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(dy.chunks_exact(c)) {
-                    backward_row(dx, x, dy, &weight, eps, &mut dweight, &mut dbias);
-                }
+                let sums = [&mut dweight[..], &mut dbias[..]];
+                dispatch(Backward { x, dy, weight: &weight, eps, dx, sums });
                 (dweight, dbias)
             })
             .collect();
-    });
+        Ok(())
+    };
+    // SAFETY: as in `forward_cpu`.
+    let dx = unsafe { slices::made(values.len(), fill)? };
     let (weights, biases): (Vec<_>, Vec<_>) = partial.into_iter().unzip();
     write::<f32>(dweight, NAME, |sums| columns::merge(&weights, sums, fresh))?;
     write::<f32>(dbias, NAME, |sums| columns::merge(&biases, sums, fresh))?;
     slices::tensor(dx, x.shape())
 }
 
-/// With n = (x − μ)·s and g = dy·w: dx = s·(g − mean(g) − n·mean(g·n)), dw += dy·n, db += dy.
-fn backward_row<T: Element, U: Element>(
-    dx: &mut [f32],
-    x: &[T],
-    dy: &[U],
-    weight: &[f32],
+/// Rows of C = `weight.len()` values each.
+struct Forward<'a, T, U> {
+    x: &'a [T],
+    weight: &'a [f32],
+    bias: &'a [f32],
     eps: f64,
-    dweight: &mut [f32],
-    dbias: &mut [f32],
-) {
-    let (mean, scale) = moments(x, eps);
-    let (mut sum_g, mut sum_gn) = (0f64, 0f64);
-    for (i, dx) in dx.iter_mut().enumerate() {
-        let n = (x[i].wide() - mean) * scale;
-        let dy = dy[i].wide();
-        let g = dy * weight[i];
-        sum_g += f64::from(g);
-        sum_gn += f64::from(g * n);
-        dweight[i] += dy * n;
-        dbias[i] += dy;
-        *dx = g;
+    out: &'a mut [MaybeUninit<U>],
+}
+
+impl<T: Lane, U: Lane> Task for Forward<'_, T, U> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let c = self.weight.len();
+        let (weight, bias) = (self.weight.as_ptr(), self.bias.as_ptr());
+        for (x, out) in self.x.chunks_exact(c).zip(self.out.chunks_exact_mut(c)) {
+            let (x, out) = (x.as_ptr(), out.as_mut_ptr().cast::<U>());
+            // SAFETY: the instructions are there, and all four hold `c` values.
+            unsafe {
+                let (mean, scale) = moments::<S, T>(x, c, self.eps);
+                vectors!(S, c, |i, n| {
+                    let normal = S::mul(S::sub(T::load::<S>(x.add(i), n), mean), scale);
+                    let y = S::fma(normal, f32::load::<S>(weight.add(i), n), f32::load::<S>(bias.add(i), n));
+                    U::store::<S>(out.add(i), n, y);
+                });
+            }
+        }
     }
-    let count = x.len() as f64;
-    let (mean_g, mean_gn) = ((sum_g / count) as f32, (sum_gn / count) as f32);
-    for (dx, x) in dx.iter_mut().zip(x) {
-        let n = (x.wide() - mean) * scale;
-        *dx = scale * (*dx - mean_g - n * mean_gn);
+}
+
+/// With n = (x − μ)·s and g = dy·w: dx = s·(g − mean(g) − n·mean(g·n)), dw += dy·n, db += dy.
+struct Backward<'a, T, U> {
+    x: &'a [T],
+    dy: &'a [U],
+    weight: &'a [f32],
+    eps: f64,
+    dx: &'a mut [MaybeUninit<f32>],
+    /// dw and db.
+    sums: [&'a mut [f32]; 2],
+}
+
+impl<T: Lane, U: Lane> Task for Backward<'_, T, U> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let c = self.weight.len();
+        let weight = self.weight.as_ptr();
+        let [dweight, dbias] = self.sums.map(<[f32]>::as_mut_ptr);
+        let rows = self.x.chunks_exact(c).zip(self.dy.chunks_exact(c)).zip(self.dx.chunks_exact_mut(c));
+        for ((x, dy), dx) in rows {
+            let (x, dy, dx) = (x.as_ptr(), dy.as_ptr(), dx.as_mut_ptr().cast::<f32>());
+            // SAFETY: the instructions are there, and everything holds `c` values.
+            unsafe {
+                let (mean, scale) = moments::<S, T>(x, c, self.eps);
+                let (mut sum_g, mut sum_gn) = (S::splat(0.0), S::splat(0.0));
+                vectors!(S, c, |i, n| {
+                    // Beyond the row, dy is 0 and adds nothing.
+                    let normal = S::mul(S::sub(T::load::<S>(x.add(i), n), mean), scale);
+                    let dy = U::load::<S>(dy.add(i), n);
+                    let g = S::mul(dy, f32::load::<S>(weight.add(i), n));
+                    sum_g = S::add(sum_g, g);
+                    sum_gn = S::fma(g, normal, sum_gn);
+                    f32::store::<S>(dweight.add(i), n, S::fma(dy, normal, f32::load::<S>(dweight.add(i), n)));
+                    f32::store::<S>(dbias.add(i), n, S::add(dy, f32::load::<S>(dbias.add(i), n)));
+                    f32::store::<S>(dx.add(i), n, g);
+                });
+                let mean_g = S::splat(S::sum(sum_g) / c as f32);
+                let mean_gn = S::splat(-S::sum(sum_gn) / c as f32);
+                vectors!(S, c, |i, n| {
+                    let normal = S::mul(S::sub(T::load::<S>(x.add(i), n), mean), scale);
+                    let g = S::sub(f32::load::<S>(dx.add(i), n), mean_g);
+                    f32::store::<S>(dx.add(i), n, S::mul(scale, S::fma(normal, mean_gn, g)));
+                });
+            }
+        }
     }
 }
 
@@ -135,22 +188,31 @@ fn width(x: &Tensor, weight: &Tensor) -> Result<usize> {
     Ok(c)
 }
 
-/// Mean and 1/√(variance + eps).
-fn moments<T: Element>(x: &[T], eps: f64) -> (f32, f32) {
-    let n = x.len() as f64;
-    let mean = sum(x, f64::from) / n;
-    let variance = sum(x, |v| (f64::from(v) - mean).powi(2)) / n;
-    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
-}
-
-/// Sum in eight lanes, which a compiler can keep in registers.
-fn sum<T: Element>(x: &[T], f: impl Fn(f32) -> f64) -> f64 {
-    let mut lanes = [0f64; 8];
-    let (chunks, rest) = x.as_chunks::<8>();
-    for chunk in chunks {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *lane += f(v.wide());
+/// Mean and 1/√(variance + eps) of `c` values, in every lane.
+///
+/// # Safety
+/// The instructions are there, and the values.
+#[inline(always)]
+unsafe fn moments<S: Isa, T: Lane>(x: *const T, c: usize, eps: f64) -> (S::V, S::V) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        vectors!(S, c, |i, n| {
+            sum = S::add(sum, T::load::<S>(x.add(i), n));
+        });
+        let center = S::sum(sum) / c as f32;
+        let (mean, mut squares) = (S::splat(center), S::splat(0.0));
+        let mut at = 0;
+        while at + S::LANES <= c {
+            let difference = S::sub(T::load::<S>(x.add(at), S::LANES), mean);
+            squares = S::fma(difference, difference, squares);
+            at += S::LANES;
         }
+        let mut variance = S::sum(squares);
+        for i in at..c {
+            variance += ((*x.add(i)).widen() - center).powi(2);
+        }
+        let scale = 1.0 / (f64::from(variance) / c as f64 + eps).sqrt();
+        (mean, S::splat(scale as f32))
     }
-    lanes.iter().sum::<f64>() + rest.iter().map(|v| f(v.wide())).sum::<f64>()
 }

@@ -25,6 +25,7 @@ mod normal;
 mod parameters;
 mod product;
 mod row_logits;
+mod rows;
 mod simd;
 mod slices;
 mod swiglu;

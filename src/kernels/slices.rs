@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 
 use candle_core::{
@@ -13,13 +14,14 @@ use candle_core::{
 use half::bf16;
 use rayon::prelude::*;
 
-use super::gemm::Values;
+use super::gemm::{Number, Stored, Values};
+use super::simd::{Isa, Lane, Task, dispatch, vectors};
 
 /// Values a thread adds up at a time.
 const CHUNK: usize = 64 * 1024;
 
 /// A number kernels compute with: read and written in its own type, computed in f32.
-pub(crate) trait Element: WithDType {
+pub(crate) trait Element: WithDType + Number + Stored {
     fn wide(self) -> f32;
     fn narrow(value: f32) -> Self;
     fn values(slice: &[Self]) -> Values<'_>;
@@ -65,6 +67,18 @@ impl Element for bf16 {
             CpuStorage::BF16(values) => Some(values),
             _ => None,
         }
+    }
+}
+
+/// A buffer whose parts tasks write without overlapping.
+pub(super) struct Disjoint<T>(pub(super) *mut T);
+
+// SAFETY: whoever writes through it promises not to overlap.
+unsafe impl<T> Sync for Disjoint<T> {}
+
+impl<T> Disjoint<T> {
+    pub(super) fn get(&self) -> *mut T {
+        self.0
     }
 }
 
@@ -132,7 +146,19 @@ pub(crate) fn tensor<T: Element>(values: Vec<T>, shape: impl Into<Shape>) -> Res
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// A vector whose values are written by `fill` before anybody reads them: large buffers are not cleared first.
+/// A vector of `len` values that `fill` writes: large buffers are not cleared first.
+///
+/// # Safety
+/// When `fill` succeeds, it has written every value.
+pub(super) unsafe fn made<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>]) -> Result<()>) -> Result<Vec<T>> {
+    let mut values = Vec::with_capacity(len);
+    fill(&mut values.spare_capacity_mut()[..len])?;
+    // SAFETY: there is room for `len`, and the caller's promise.
+    unsafe { values.set_len(len) };
+    Ok(values)
+}
+
+/// A vector of zeros, on which `fill` writes.
 pub(crate) fn filled<T: Element>(len: usize, fill: impl FnOnce(&mut [T])) -> Vec<T> {
     let mut values = vec![T::zero(); len];
     fill(&mut values);
@@ -154,12 +180,34 @@ pub(crate) fn accumulate(sum: &Tensor, part: &Tensor, fresh: bool) -> Result<()>
         }
         write::<T>(sum, NAME, |sum| {
             sum.par_chunks_mut(CHUNK).zip(part.par_chunks(CHUNK)).for_each(|(sum, part)| {
-                for (sum, part) in sum.iter_mut().zip(part) {
-                    *sum = if fresh { *part } else { T::narrow(sum.wide() + part.wide()) };
+                if fresh {
+                    sum.copy_from_slice(part);
+                } else {
+                    dispatch(Add { sum, part });
                 }
             });
         })
     })
+}
+
+struct Add<'a, T> {
+    sum: &'a mut [T],
+    part: &'a [T],
+}
+
+impl<T: Lane> Task for Add<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let (sum, part) = (self.sum.as_mut_ptr(), self.part.as_ptr());
+        // SAFETY: the instructions are there, and as many values in both.
+        unsafe {
+            vectors!(S, self.sum.len().min(self.part.len()), |i, n| {
+                T::store::<S>(sum.add(i), n, S::add(T::load::<S>(sum.add(i), n), T::load::<S>(part.add(i), n)));
+            });
+        }
+    }
 }
 
 /// Adds `part` in place to the slice of `whole` (B, T, C) that starts at `start` along `axis` 1 or 2.

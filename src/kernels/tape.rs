@@ -6,8 +6,9 @@
 
 use std::rc::Rc;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
+use super::linear::Weight;
 use super::losses::Loss;
 use super::parameters::Parameters;
 use super::row_logits::RowLogits;
@@ -291,14 +292,22 @@ impl<'p, 'w> Backward<'p, 'w> {
             Node::Linear { x, weight, residual } => {
                 let (dweight, fresh) = self.parameter(*weight)?;
                 let (dbias, _) = self.parameter(*weight + 1)?;
-                let dy_operand = dy.to_dtype(self.parameters.precision())?;
+                // Products on the CPU take either type, exactly.
+                let dy_operand = match dy.device() {
+                    Device::Cpu => Rc::clone(&dy),
+                    _ => Rc::new(dy.to_dtype(self.parameters.precision())?),
+                };
                 let rows = dweight.dim(0)?;
                 let dweight = dweight.reshape((rows, ()))?;
                 linear::backward_parameters(&self.values[x.0], &dy_operand, &dweight, &dbias, fresh)?;
                 if self.needs(*x) {
                     let operand = self.parameters.operand(*weight)?.reshape((rows, ()))?;
-                    let dx = linear::backward_input(&dy_operand, &operand, self.values[x.0].dtype())?;
-                    self.give(*x, Rc::new(dx))?;
+                    let (to, before) = match self.gelu_before(*x) {
+                        Some(before) => (before, Some(&self.values[before.0])),
+                        None => (*x, None),
+                    };
+                    let dx = linear::backward_input(&dy_operand, &operand, self.values[x.0].dtype(), before)?;
+                    self.give(to, Rc::new(dx))?;
                 }
                 match residual {
                     Some(residual) => self.give(*residual, dy),
@@ -397,6 +406,21 @@ impl<'p, 'w> Backward<'p, 'w> {
         let fresh = !std::mem::replace(&mut self.written[slot], true);
         self.pending[slot] -= 1;
         Ok((self.parameters.gradient(slot)?, fresh))
+    }
+
+    /// What `x` is GELU of, if it is, and if the node being undone is the only one that uses `x`: the one right after it,
+    /// when no other has given `x` a gradient. The derivative then goes into the product.
+    fn gelu_before(&self, x: Var) -> Option<Var> {
+        match &self.nodes[x.0] {
+            Node::Gelu { x: before, kind: Activation::GeluErf }
+                if x.0 + 1 == self.nodes.len()
+                    && self.gradients[x.0].is_none()
+                    && matches!(self.values[before.0].device(), Device::Cpu) =>
+            {
+                Some(*before)
+            }
+            _ => None,
+        }
     }
 
     fn needs(&self, var: Var) -> bool {
@@ -513,6 +537,23 @@ impl Ops for Tape<'_> {
         Ok(self.push(out, Node::LayerNorm { x: *x, weight, eps }))
     }
 
+    fn linear_gelu(&mut self, x: &Var, name: &str, kind: Activation) -> std::result::Result<Var, KernelError> {
+        let value = &self.values[x.0];
+        let fused = kind == Activation::GeluErf && matches!(value.device(), Device::Cpu);
+        if !fused || value.dtype() != self.parameters.precision() {
+            let h = self.linear(x, name)?;
+            return self.gelu(&h, kind);
+        }
+        let weight = self.layer(name)?;
+        let (before, after) = run(name, || {
+            let (operand, bias) = (self.parameters.operand(weight)?, self.parameters.value(weight + 1)?);
+            linear::forward_gelu(value, Weight::Stored(&operand), &bias, value.dtype(), true)
+        })?;
+        let before = before.unwrap_or_else(|| after.clone());
+        let before = self.push(before, Node::Linear { x: *x, weight, residual: None });
+        Ok(self.push(after, Node::Gelu { x: before, kind }))
+    }
+
     fn gelu(&mut self, x: &Var, kind: Activation) -> std::result::Result<Var, KernelError> {
         let out = run("gelu", || gelu::forward(&self.values[x.0], kind))?;
         Ok(self.push(out, Node::Gelu { x: *x, kind }))
@@ -601,7 +642,7 @@ impl Tape<'_> {
             let operand = operand.reshape((operand.dim(0)?, ()))?;
             let bias = self.parameters.value(weight + 1)?;
             let residual = residual.map(|residual| &self.values[residual.0]);
-            linear::forward(&self.values[x.0], &operand, &bias, residual, out)
+            linear::forward(&self.values[x.0], Weight::Stored(&operand), &bias, residual, out)
         })?;
         Ok(self.push(value, Node::Linear { x, weight, residual }))
     }

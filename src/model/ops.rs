@@ -53,6 +53,12 @@ pub trait Ops {
         self.add(residual, &h)
     }
 
+    /// The first half of an MLP: GELU of linear(x).
+    fn linear_gelu(&mut self, x: &Self::Value, name: &str, kind: Activation) -> Result<Self::Value, Self::Error> {
+        let h = self.linear(x, name)?;
+        self.gelu(&h, kind)
+    }
+
     /// LayerNorm over the last axis.
     fn layer_norm(&mut self, x: &Self::Value, name: &str, eps: f64) -> Result<Self::Value, Self::Error>;
 

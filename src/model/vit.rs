@@ -117,10 +117,13 @@ impl<'a> Vit<'a> {
         let h = ops.attention(&qkv, c.heads)?;
         let x = self.end_branch(ops, x, &h, &format!("{prefix}.attn.proj"), &format!("{prefix}.ls1.gamma"))?;
         let h = ops.layer_norm(&x, &format!("{prefix}.norm2"), c.norm_eps)?;
-        let h = ops.linear(&h, &format!("{prefix}.mlp.fc1"))?;
+        let fc1 = format!("{prefix}.mlp.fc1");
         let h = match c.mlp {
-            Mlp::Plain => ops.gelu(&h, c.activation)?,
-            Mlp::SwiGlu => ops.swiglu(&h)?,
+            Mlp::Plain => ops.linear_gelu(&h, &fc1, c.activation)?,
+            Mlp::SwiGlu => {
+                let h = ops.linear(&h, &fc1)?;
+                ops.swiglu(&h)?
+            }
         };
         Ok((self.end_branch(ops, &x, &h, &format!("{prefix}.mlp.fc2"), &format!("{prefix}.ls2.gamma"))?, qkv))
     }
@@ -175,8 +178,7 @@ impl<'a> Vit<'a> {
             let prefix = format!("encoder_adapter.groups.{g}");
             let part = ops.channels(&x, g * span, span)?;
             let fused = ops.linear(&part, &format!("{prefix}.fuse"))?;
-            let h = ops.linear(&fused, &format!("{prefix}.mlp.fc1"))?;
-            let h = ops.gelu(&h, Activation::GeluErf)?;
+            let h = ops.linear_gelu(&fused, &format!("{prefix}.mlp.fc1"), Activation::GeluErf)?;
             let h = ops.linear(&h, &format!("{prefix}.mlp.fc2"))?;
             let z = ops.add(&fused, &h)?;
             sum = Some(match sum {
@@ -197,8 +199,7 @@ impl<'a> Vit<'a> {
             return Ok(None);
         }
         let token = ops.parameter("input_adapter.cls_token")?;
-        let h = ops.linear(&token, "input_adapter.fc1")?;
-        let h = ops.gelu(&h, Activation::GeluErf)?;
+        let h = ops.linear_gelu(&token, "input_adapter.fc1", Activation::GeluErf)?;
         ops.linear(&h, "input_adapter.fc2").map(Some)
     }
 

@@ -2,9 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::element::Element;
 use super::isa::{Isa, Panel, ROW_STRIDE};
-use crate::kernels::simd::Avx512;
+use crate::kernels::simd::{Avx512, Lane};
 
 impl Isa for Avx512 {
     const ROWS: usize = 14;
@@ -28,15 +27,21 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32, to_stride: usize) {
+    unsafe fn transpose<T: Lane>(
+        from: *const T,
+        from_stride: usize,
+        counts: (usize, usize),
+        to: *mut f32,
+        to_stride: usize,
+    ) {
         // SAFETY: the caller's, and AVX-512 is there.
-        unsafe { transpose(from, from_stride, to, to_stride) }
+        unsafe { transpose(from, from_stride, counts, to, to_stride) }
     }
 }
 
 /// # Safety
 /// [`Isa::tile`]'s, and AVX-512.
-#[target_feature(enable = "avx512f,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 unsafe fn tile<const N: usize, const ROW: usize, const STEP: usize>(
     depth: usize,
     mut a: *const f32,
@@ -71,17 +76,18 @@ unsafe fn tile<const N: usize, const ROW: usize, const STEP: usize>(
 
 /// # Safety
 /// [`Isa::transpose`]'s, and AVX-512.
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32, to_stride: usize) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+unsafe fn transpose<T: Lane>(
+    from: *const T,
+    from_stride: usize,
+    counts: (usize, usize),
+    to: *mut f32,
+    to_stride: usize,
+) {
     let mut r = [_mm512_setzero_ps(); 16];
-    for (j, r) in r.iter_mut().enumerate() {
-        let mut values = [0f32; 16];
-        for (i, value) in values.iter_mut().enumerate() {
-            // SAFETY: 16 × 16 values are readable.
-            *value = unsafe { (*from.add(j * from_stride + i)).widen() };
-        }
-        // SAFETY: `values` holds 16.
-        *r = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+    for (j, r) in r.iter_mut().enumerate().take(counts.1) {
+        // SAFETY: row j has that many.
+        *r = unsafe { T::load::<Avx512>(from.add(j * from_stride), counts.0) };
     }
     // Rows 4q..4q+4 are transposed in each 128-bit lane; lanes are then gathered across the four groups.
     let mut quads = [_mm512_setzero_ps(); 16];
@@ -107,8 +113,10 @@ unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32
             _mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd_high),
         ];
         for (l, column) in columns.into_iter().enumerate() {
-            // SAFETY: 16 × 16 values are writable.
-            unsafe { _mm512_storeu_ps(to.add((4 * l + i) * to_stride), column) };
+            if 4 * l + i < counts.0 {
+                // SAFETY: row 4l + i is writable.
+                unsafe { _mm512_storeu_ps(to.add((4 * l + i) * to_stride), column) };
+            }
         }
     }
 }

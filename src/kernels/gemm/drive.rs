@@ -1,19 +1,19 @@
 //! The product in blocks: what is packed when, and which thread computes what.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::finish::Finish;
-use super::isa::{DEPTH, Isa, ROW_STRIDE};
-use super::pack::{View, pack_a, pack_b};
+use super::isa::{DEPTH, Isa, Panel, ROW_STRIDE};
+use super::pack::{View, pack_b, pack_columns, pack_rows};
+use super::serial::{Scratch, with_scratch};
 use crate::kernels::simd::{Kind, Task, dispatch_on};
 
 /// An operand that is read.
 #[derive(Clone, Copy)]
-pub(super) enum Operand {
+pub(in crate::kernels) enum Operand {
     F32(View<f32>),
     Bf16(View<bf16>),
     /// B, packed before.
@@ -81,37 +81,86 @@ pub(super) unsafe fn run(kind: Kind, job: &Job<'_>) {
     let enough = (2 * threads).div_ceil(columns);
     let most = m.div_ceil(CHUNK_ROWS).max(threads.div_ceil(columns)).min(panels.0);
     let parts = (enough.min(most), columns);
-    (0..parts.0 * parts.1).into_par_iter().with_max_len(1).for_each(|index| {
-        let (i, j) = (index / parts.1, index % parts.1);
-        // SAFETY: the caller's; shares are disjoint.
-        unsafe { share(kind, job, panels, (part(panels.0, parts.0, i), part(panels.1, parts.1, j))) };
+    let all = |job: &Job<'_>| {
+        (0..parts.0 * parts.1).into_par_iter().with_max_len(1).for_each(|index| {
+            let (i, j) = (index / parts.1, index % parts.1);
+            // SAFETY: the caller's; shares are disjoint.
+            unsafe { share(kind, job, panels, (part(panels.0, parts.0, i), part(panels.1, parts.1, j))) };
+        });
+    };
+    if parts.0 == 1 || !job.b.is_turned_to_pack() {
+        return all(job);
+    }
+    // Turning B costs more than copying it: once is enough.
+    let mut room = with_scratch(|scratch| std::mem::take(&mut scratch.shared));
+    let to = Packing(room.of(k * panels.1 * cols));
+    let pieces = panels.1.min(4 * threads);
+    (0..pieces).into_par_iter().for_each(|piece| {
+        // SAFETY: the caller's; pieces are disjoint, and `room` is large enough.
+        unsafe { dispatch_on(kind, Pack { b: job.b, n, k, panels: part(panels.1, pieces, piece), to: to.get() }) };
     });
+    all(&Job { b: Operand::Packed(to.get()), ..*job });
+    with_scratch(|scratch| scratch.shared = room);
+}
+
+/// A buffer threads fill in disjoint pieces.
+struct Packing(*mut f32);
+
+// SAFETY: see above.
+unsafe impl Sync for Packing {}
+
+impl Packing {
+    fn get(&self) -> *mut f32 {
+        self.0
+    }
+}
+
+impl Operand {
+    /// In what order panels of an A are packed: as they can be copied.
+    fn panel(&self) -> Panel {
+        let (row, column) = match self {
+            Self::F32(view) => view.strides,
+            Self::Bf16(view) => view.strides,
+            Self::Packed(_) => return Panel::Rows,
+        };
+        if row == 1 && column != 1 { Panel::Columns } else { Panel::Rows }
+    }
+
+    /// Whether a B has to be transposed as it is packed.
+    fn is_turned_to_pack(&self) -> bool {
+        match self {
+            Self::F32(view) => view.strides.1 != 1,
+            Self::Bf16(view) => view.strides.1 != 1,
+            Self::Packed(_) => false,
+        }
+    }
 }
 
 /// One thread's share: panels of A by panels of B.
-struct Share<'a, 'j> {
-    job: &'a Job<'j>,
+pub(super) struct Share<'a, 'j> {
+    pub(super) job: &'a Job<'j>,
     /// Of the whole product.
-    panels: (usize, usize),
-    rows: Range<usize>,
-    columns: Range<usize>,
-    scratch: &'a mut Scratch,
+    pub(super) panels: (usize, usize),
+    pub(super) rows: Range<usize>,
+    pub(super) columns: Range<usize>,
+    pub(super) scratch: &'a mut Scratch,
 }
 
 /// # Safety
 /// As [`run`].
 unsafe fn share(kind: Kind, job: &Job<'_>, panels: (usize, usize), (rows, columns): (Range<usize>, Range<usize>)) {
-    SCRATCH.with_borrow_mut(|scratch| {
+    with_scratch(|scratch| {
         // SAFETY: the caller's.
         unsafe { dispatch_on(kind, Share { job, panels, rows, columns, scratch }) }
     });
 }
 
-/// Packs the whole of B, a (k, n) matrix, to `to`.
+/// Packs panels of B, a (k, n) matrix, to their places in `to`.
 pub(super) struct Pack {
     pub(super) b: Operand,
     pub(super) n: usize,
     pub(super) k: usize,
+    pub(super) panels: Range<usize>,
     /// Room for `k` · (n rounded up to a tile) values.
     pub(super) to: *mut f32,
 }
@@ -126,28 +175,10 @@ fn blocks(k: usize) -> usize {
     k.div_ceil(DEPTH).max(1)
 }
 
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([f32; 16]);
-
-/// A thread's buffers, which keep their size: nothing is allocated once a step's largest products have been seen.
-#[derive(Default)]
-struct Scratch {
-    a: Vec<Line>,
-    b: Vec<Line>,
-    sums: Vec<Line>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-fn room(lines: &mut Vec<Line>, values: usize) -> *mut f32 {
-    let count = values.div_ceil(16);
-    if lines.len() < count {
-        lines.resize(count, Line([0.0; 16]));
-    }
-    lines.as_mut_ptr().cast()
+/// Block `index` of the inner dimension. Boundaries are multiples of 16, so that only the last block has an odd end.
+fn span(k: usize, index: usize) -> Range<usize> {
+    let step = k.div_ceil(blocks(k)).next_multiple_of(16);
+    (index * step).min(k)..((index + 1) * step).min(k)
 }
 
 impl Task for Share<'_, '_> {
@@ -155,44 +186,67 @@ impl Task for Share<'_, '_> {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
+        // SAFETY: the caller's.
+        unsafe { self.compute::<I>() }
+    }
+}
+
+impl Share<'_, '_> {
+    /// # Safety
+    /// As [`run`], and the caller is compiled for `I`.
+    #[inline(always)]
+    pub(super) unsafe fn compute<I: Isa>(self) {
         let Self { job, panels, rows, columns, scratch } = self;
         let (m, n, k) = job.shape;
         let blocks = blocks(k);
         let tile = I::ROWS * I::COLS;
-        let a = room(&mut scratch.a, (I::ROWS * ROW_STRIDE).max(DEPTH * I::COLUMN_STRIDE));
-        let b = room(&mut scratch.b, columns.len() * I::COLS * DEPTH);
+        // Where A's columns are what is contiguous, all panels of a block are packed at once: its lines are read whole.
+        let panel = job.a.panel();
+        let packed_rows = if panel == Panel::Columns { rows.len() } else { 1 };
+        let a = scratch.a.of(packed_rows * (I::ROWS * ROW_STRIDE).max(DEPTH * I::COLUMN_STRIDE));
+        let b = scratch.b.of(columns.len() * I::COLS * DEPTH);
         // Sums wait here between blocks of the inner dimension; with a single block, one tile is enough.
-        let sums = room(&mut scratch.sums, if blocks > 1 { rows.len() * columns.len() * tile } else { tile });
+        let sums = scratch.sums.of(if blocks > 1 { rows.len() * columns.len() * tile } else { tile });
         for block in 0..blocks {
-            let span = part(k, blocks, block);
+            let span = span(k, block);
             let depth = span.len();
-            for j in columns.clone() {
-                let to = b.wrapping_add((j - columns.start) * I::COLS * depth);
-                let cols = I::COLS.min(n - j * I::COLS);
-                // SAFETY: the panel is inside B, and `to` inside its buffer.
+            // SAFETY: the panels are inside B, and inside their buffer.
+            unsafe {
+                match job.b {
+                    Operand::F32(view) => pack_b::<I, f32>(view, columns.clone(), n, span.clone(), b),
+                    Operand::Bf16(view) => pack_b::<I, bf16>(view, columns.clone(), n, span.clone(), b),
+                    Operand::Packed(_) => {}
+                }
+            }
+            // Even panels rather than full ones and a thin last.
+            let (even, odd) = (m / panels.0, m % panels.0);
+            let start = |i: usize| i * even + i.min(odd);
+            let taken = |i: usize| start(i)..start(i + 1);
+            if panel == Panel::Columns {
+                // SAFETY: the panels are inside A, and inside their buffer.
                 unsafe {
-                    match job.b {
-                        Operand::F32(view) => pack_b::<I, f32>(view, (span.start, depth), (j * I::COLS, cols), to),
-                        Operand::Bf16(view) => pack_b::<I, bf16>(view, (span.start, depth), (j * I::COLS, cols), to),
-                        Operand::Packed(_) => break,
+                    match job.a {
+                        Operand::F32(view) => pack_columns::<I, f32>(view, rows.clone(), taken, span.clone(), a),
+                        Operand::Bf16(view) => pack_columns::<I, bf16>(view, rows.clone(), taken, span.clone(), a),
+                        Operand::Packed(_) => {}
                     }
                 }
             }
             for i in rows.clone() {
-                // Even panels rather than full ones and a thin last.
-                let taken = part(m, panels.0, i);
-                // SAFETY: the panel is inside A, and inside its buffer.
-                let panel = unsafe {
-                    match job.a {
-                        Operand::F32(view) => {
-                            pack_a::<I, f32>(view, (taken.start, taken.len()), (span.start, depth), a)
-                        }
-                        Operand::Bf16(view) => {
-                            pack_a::<I, bf16>(view, (taken.start, taken.len()), (span.start, depth), a)
-                        }
-                        Operand::Packed(_) => unreachable!("only B is packed before"),
-                    }
+                let (taken, a) = match panel {
+                    Panel::Rows => (taken(i), a),
+                    Panel::Columns => (taken(i), a.wrapping_add((i - rows.start) * I::COLUMN_STRIDE * depth)),
                 };
+                if panel == Panel::Rows {
+                    // SAFETY: the panel is inside A, and inside its buffer.
+                    unsafe {
+                        match job.a {
+                            Operand::F32(view) => pack_rows::<I, f32>(view, taken.clone(), span.clone(), a),
+                            Operand::Bf16(view) => pack_rows::<I, bf16>(view, taken.clone(), span.clone(), a),
+                            Operand::Packed(_) => {}
+                        }
+                    }
+                }
                 for j in columns.clone() {
                     let b = match job.b {
                         Operand::Packed(all) => all.wrapping_add(panels.1 * I::COLS * span.start + j * I::COLS * depth),
@@ -222,20 +276,17 @@ impl Task for Pack {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Self { b, n, k, to } = self;
-        let panels = n.div_ceil(I::COLS);
+        let Self { b, n, k, panels, to } = self;
+        let all = n.div_ceil(I::COLS);
         for block in 0..blocks(k) {
-            let span = part(k, blocks(k), block);
-            for j in 0..panels {
-                let to = to.wrapping_add(panels * I::COLS * span.start + j * I::COLS * span.len());
-                let (depth, columns) = ((span.start, span.len()), (j * I::COLS, I::COLS.min(n - j * I::COLS)));
-                // SAFETY: the panel is inside B, and there is room for it.
-                unsafe {
-                    match b {
-                        Operand::F32(view) => pack_b::<I, f32>(view, depth, columns, to),
-                        Operand::Bf16(view) => pack_b::<I, bf16>(view, depth, columns, to),
-                        Operand::Packed(_) => {}
-                    }
+            let span = span(k, block);
+            let to = to.wrapping_add(all * I::COLS * span.start + panels.start * I::COLS * span.len());
+            // SAFETY: the panels are inside B, and there is room for them.
+            unsafe {
+                match b {
+                    Operand::F32(view) => pack_b::<I, f32>(view, panels.clone(), n, span, to),
+                    Operand::Bf16(view) => pack_b::<I, bf16>(view, panels.clone(), n, span, to),
+                    Operand::Packed(_) => {}
                 }
             }
         }

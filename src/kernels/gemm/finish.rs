@@ -4,18 +4,18 @@ use half::bf16;
 
 use super::isa::Isa;
 use crate::kernels::normal;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{Lane, Simd};
 
 /// Values that are read or written, of either type.
 #[derive(Clone, Copy)]
-pub(super) enum Pointer {
+pub(in crate::kernels) enum Pointer {
     F32(*mut f32),
     Bf16(*mut bf16),
 }
 
 /// A matrix whose rows are contiguous.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+pub(in crate::kernels) struct Rows {
     pub(super) at: Pointer,
     pub(super) stride: usize,
 }
@@ -50,10 +50,8 @@ impl Rows {
         // SAFETY: the caller's.
         unsafe {
             match self.at {
-                Pointer::F32(at) if n == S::LANES => S::load(at.add(offset)),
-                Pointer::F32(at) => S::load_part(at.add(offset), n),
-                Pointer::Bf16(at) if n == S::LANES => S::load_bf16(at.add(offset)),
-                Pointer::Bf16(at) => S::load_part_bf16(at.add(offset), n),
+                Pointer::F32(at) => f32::load::<S>(at.add(offset), n),
+                Pointer::Bf16(at) => bf16::load::<S>(at.add(offset), n),
             }
         }
     }
@@ -66,10 +64,8 @@ impl Rows {
         // SAFETY: the caller's.
         unsafe {
             match self.at {
-                Pointer::F32(at) if n == S::LANES => S::store(at.add(offset), v),
-                Pointer::F32(at) => S::store_part(at.add(offset), n, v),
-                Pointer::Bf16(at) if n == S::LANES => S::store_bf16(at.add(offset), v),
-                Pointer::Bf16(at) => S::store_part_bf16(at.add(offset), n, v),
+                Pointer::F32(at) => f32::store::<S>(at.add(offset), n, v),
+                Pointer::Bf16(at) => bf16::store::<S>(at.add(offset), n, v),
             }
         }
     }
@@ -138,7 +134,7 @@ impl Finish<'_> {
                 v = S::mul(v, S::splat(self.alpha));
             }
             if let Some(bias) = self.bias {
-                v = S::add(v, S::load_part(bias.as_ptr().add(column), n));
+                v = S::add(v, f32::load::<S>(bias.as_ptr().add(column), n));
             }
             if let Some(residual) = self.residual {
                 v = S::add(v, residual.load::<S>(row, column, n));

@@ -1,7 +1,6 @@
 //! What a processor contributes: the inner loop, and the shape it likes.
 
-use super::element::Element;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{Lane, Simd};
 
 /// Depth of a block of the inner dimension: every element is summed in blocks of at most so many products, the same on
 /// every processor, so neither the number of threads nor the width of a register changes a bit of the result.
@@ -23,7 +22,7 @@ pub(in crate::kernels) enum Panel {
 
 /// One instruction set's inner loop.
 pub(in crate::kernels) trait Isa: Simd {
-    /// Most rows of a tile.
+    /// Most rows of a tile; at most `LANES`.
     const ROWS: usize;
     /// Columns of a tile: whole vectors.
     const COLS: usize;
@@ -37,16 +36,25 @@ pub(in crate::kernels) trait Isa: Simd {
     /// `1 ≤ rows ≤ ROWS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
     unsafe fn tile(panel: Panel, rows: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32, add: bool);
 
-    /// `to[i · to_stride + j] = from[j · from_stride + i]` for 16 × 16 values.
+    /// `to[i · to_stride + j] = from[j · from_stride + i]` for i < `counts.0` and j < `counts.1`, zero for the other j < 16.
     ///
     /// # Safety
-    /// The pointers are valid for that.
+    /// The pointers are valid for that, and both counts are at most 16.
     #[inline(always)]
-    unsafe fn transpose<T: Element>(from: *const T, from_stride: usize, to: *mut f32, to_stride: usize) {
-        for j in 0..16 {
-            for i in 0..16 {
+    unsafe fn transpose<T: Lane>(
+        from: *const T,
+        from_stride: usize,
+        counts: (usize, usize),
+        to: *mut f32,
+        to_stride: usize,
+    ) {
+        for i in 0..counts.0 {
+            for j in 0..16 {
                 // SAFETY: the caller's.
-                unsafe { *to.add(i * to_stride + j) = (*from.add(j * from_stride + i)).widen() };
+                unsafe {
+                    let value = if j < counts.1 { (*from.add(j * from_stride + i)).widen() } else { 0.0 };
+                    *to.add(i * to_stride + j) = value;
+                }
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Operands: slices seen as matrices.
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 /// Values of a matrix that is read.
@@ -15,9 +17,9 @@ pub enum Values<'a> {
 #[derive(Debug)]
 pub enum ValuesMut<'a> {
     /// Single precision.
-    F32(&'a mut [f32]),
+    F32(&'a mut [MaybeUninit<f32>]),
     /// bfloat16, rounded to nearest even when written.
-    Bf16(&'a mut [bf16]),
+    Bf16(&'a mut [MaybeUninit<bf16>]),
 }
 
 impl Values<'_> {
@@ -52,10 +54,15 @@ values_from! {
     &'a [bf16], Values::Bf16;
     &'a Vec<f32>, Values::F32;
     &'a Vec<bf16>, Values::Bf16;
-    &'a mut [f32], ValuesMut::F32;
-    &'a mut [bf16], ValuesMut::Bf16;
-    &'a mut Vec<f32>, ValuesMut::F32;
-    &'a mut Vec<bf16>, ValuesMut::Bf16;
+    &'a mut [MaybeUninit<f32>], ValuesMut::F32;
+    &'a mut [MaybeUninit<bf16>], ValuesMut::Bf16;
+}
+
+/// Values that are there are a special case of values that may be.
+fn perhaps<T>(values: &mut [T]) -> &mut [MaybeUninit<T>] {
+    let (at, len) = (values.as_mut_ptr(), values.len());
+    // SAFETY: the layout is the same, and nothing uninitialised is ever written.
+    unsafe { std::slice::from_raw_parts_mut(at.cast(), len) }
 }
 
 /// A (rows, cols) matrix inside a slice: element (i, j) is at `i · row_stride + j · col_stride`.
@@ -104,17 +111,43 @@ pub struct MatMut<'a> {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) row_stride: usize,
+    /// Whether there are values already.
+    pub(super) there: bool,
+}
+
+/// What a matrix may be made of: f32 and bf16.
+pub trait Stored: Sized {
+    /// Them as values to write.
+    fn values_mut(values: &mut [MaybeUninit<Self>]) -> ValuesMut<'_>;
+}
+
+impl Stored for f32 {
+    fn values_mut(values: &mut [MaybeUninit<f32>]) -> ValuesMut<'_> {
+        ValuesMut::F32(values)
+    }
+}
+
+impl Stored for bf16 {
+    fn values_mut(values: &mut [MaybeUninit<bf16>]) -> ValuesMut<'_> {
+        ValuesMut::Bf16(values)
+    }
 }
 
 impl<'a> MatMut<'a> {
     /// A contiguous (rows, cols) matrix, row by row.
-    pub fn new(values: impl Into<ValuesMut<'a>>, rows: usize, cols: usize) -> Self {
+    pub fn new<T: Stored>(values: &'a mut [T], rows: usize, cols: usize) -> Self {
         Self::strided(values, rows, cols, cols)
     }
 
     /// A (rows, cols) matrix whose rows begin `row_stride` values apart.
-    pub fn strided(values: impl Into<ValuesMut<'a>>, rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { values: values.into(), rows, cols, row_stride }
+    pub fn strided<T: Stored>(values: &'a mut [T], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { values: T::values_mut(perhaps(values)), rows, cols, row_stride, there: true }
+    }
+
+    /// A contiguous (rows, cols) matrix of memory nobody has written yet. A product that does not
+    /// [accumulate](super::Product::accumulate) writes every element of it.
+    pub fn unwritten(values: impl Into<ValuesMut<'a>>, rows: usize, cols: usize) -> Self {
+        Self { values: values.into(), rows, cols, row_stride: cols, there: false }
     }
 
     /// Whether the values reach as far as shape and stride say, and no two rows share one.

@@ -26,7 +26,6 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod drive;
-mod element;
 mod finish;
 mod isa;
 mod mat;
@@ -34,11 +33,13 @@ mod pack;
 mod packed;
 mod portable;
 mod product;
+mod serial;
 
 pub(super) use isa::Isa;
-pub use mat::{Mat, MatMut, Values, ValuesMut};
+pub use mat::{Mat, MatMut, Stored, Values, ValuesMut};
 pub use packed::Packed;
 pub use product::{Factor, Product};
+pub(super) use serial::{Number, Scratch, product, with_scratch};
 
 /// Why a product could not be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +59,9 @@ pub enum GemmError {
         /// B's shape.
         b: (usize, usize),
     },
+    /// A sum is to be added to memory nobody has written.
+    #[error("there is nothing yet in C that a product could be added to")]
+    Unwritten,
     /// A slice is shorter than its matrix.
     #[error("{what} of shape {shape:?} and strides {strides:?} does not fit {len} values")]
     Bounds {

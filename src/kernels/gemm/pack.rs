@@ -1,18 +1,20 @@
 //! Copies of operands in the order the inner loop reads them, widened to f32 on the way.
 
-use super::element::Element;
-use super::isa::{Isa, Panel, ROW_STRIDE};
+use std::ops::Range;
+
+use super::isa::{Isa, ROW_STRIDE};
+use crate::kernels::simd::{Lane, vectors};
 
 /// Where an operand's elements are: (row, column) is at `row · strides.0 + column · strides.1`.
 #[derive(Clone, Copy)]
-pub(super) struct View<T> {
+pub(in crate::kernels) struct View<T> {
     pub(super) at: *const T,
     pub(super) strides: (usize, usize),
 }
 
 impl<T> View<T> {
     /// # Safety
-    /// The element exists.
+    /// The element exists, or is one past the last.
     #[inline(always)]
     unsafe fn pointer(self, row: usize, column: usize) -> *const T {
         // SAFETY: the caller's.
@@ -20,92 +22,119 @@ impl<T> View<T> {
     }
 }
 
-/// Packs rows `row..row + rows` and columns `k..k + depth` of A, and says in which order.
+/// Packs a panel of A, its rows `ROW_STRIDE` apart: rows `rows`, columns `span`.
 ///
 /// # Safety
-/// The elements exist, and `to` has room for `I::ROWS` rows of `ROW_STRIDE`.
+/// The elements exist, and `to` has room for `I::ROWS` rows.
 #[inline(always)]
-pub(super) unsafe fn pack_a<I: Isa, T: Element>(
+pub(super) unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, span: Range<usize>, to: *mut f32) {
+    for (i, row) in rows.enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            let (from, to) = (a.pointer(row, span.start), to.add(i * ROW_STRIDE));
+            if a.strides.1 == 1 {
+                vectors!(I, span.len(), |d, n| {
+                    f32::store::<I>(to.add(d), n, T::load::<I>(from.add(d), n));
+                });
+            } else {
+                for d in 0..span.len() {
+                    *to.add(d) = (*from.add(d * a.strides.1)).widen();
+                }
+            }
+        }
+    }
+}
+
+/// Packs panels of A, each column by column, `COLUMN_STRIDE` apart: columns `span` of panels `panels`, of which panel i has
+/// rows `taken(i)`. A's columns are contiguous.
+///
+/// # Safety
+/// The elements exist, and `to` has room for `panels.len()` · `span.len()` columns.
+#[inline(always)]
+pub(super) unsafe fn pack_columns<I: Isa, T: Lane>(
     a: View<T>,
-    (row, rows): (usize, usize),
-    (k, depth): (usize, usize),
+    panels: Range<usize>,
+    taken: impl Fn(usize) -> Range<usize>,
+    span: Range<usize>,
     to: *mut f32,
-) -> Panel {
-    // SAFETY: the caller's; what is written stays within `rows` rows of `ROW_STRIDE` or `depth` columns of
-    // `COLUMN_STRIDE`, which is less.
-    unsafe {
-        if a.strides.1 == 1 || a.strides.0 != 1 {
-            for i in 0..rows {
-                let (from, to) = (a.pointer(row + i, k), to.add(i * ROW_STRIDE));
-                if a.strides.1 == 1 {
-                    copy(from, to, depth);
-                } else {
-                    for d in 0..depth {
-                        *to.add(d) = (*from.add(d * a.strides.1)).widen();
+) {
+    let depth = span.len();
+    for (d, column) in span.enumerate() {
+        for (at, panel) in panels.clone().enumerate() {
+            let rows = taken(panel);
+            // SAFETY: the caller's; a panel's rows fit a vector.
+            unsafe {
+                let (from, to) = (a.pointer(rows.start, column), to.add((at * depth + d) * I::COLUMN_STRIDE));
+                f32::store::<I>(to, rows.len(), T::load::<I>(from, rows.len()));
+            }
+        }
+    }
+}
+
+/// Packs rows `span` of panels `panels` of B, which has `n` columns: each panel (depth, I::COLS), zeros on the right.
+///
+/// # Safety
+/// The elements exist, and `to` has room.
+#[inline(always)]
+pub(super) unsafe fn pack_b<I: Isa, T: Lane>(
+    b: View<T>,
+    panels: Range<usize>,
+    n: usize,
+    span: Range<usize>,
+    to: *mut f32,
+) {
+    let (depth, size) = (span.len(), span.len() * I::COLS);
+    if b.strides.1 == 1 {
+        // Row by row: what lies side by side is read side by side.
+        for (d, row) in span.enumerate() {
+            for (at, panel) in panels.clone().enumerate() {
+                let column = panel * I::COLS;
+                for j in (0..I::COLS).step_by(I::LANES) {
+                    let count = I::LANES.min(n.saturating_sub(column + j));
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let v = match count {
+                            0 => I::splat(0.0),
+                            count => T::load::<I>(b.pointer(row, column + j), count),
+                        };
+                        I::store(to.add(at * size + d * I::COLS + j), v);
                     }
                 }
             }
-            return Panel::Rows;
         }
-        for d in 0..depth {
-            let (from, to) = (a.pointer(row, k + d), to.add(d * I::COLUMN_STRIDE));
-            if rows == I::ROWS {
-                copy(from, to, I::ROWS);
-            } else {
-                copy(from, to, rows);
-            }
-        }
-        Panel::Columns
+        return;
     }
-}
-
-/// Packs rows `k..k + depth` and columns `column..column + cols` of B as (depth, I::COLS), zeros on the right.
-///
-/// # Safety
-/// The elements exist, `cols ≤ I::COLS`, and `to` has room.
-#[inline(always)]
-pub(super) unsafe fn pack_b<I: Isa, T: Element>(
-    b: View<T>,
-    (k, depth): (usize, usize),
-    (column, cols): (usize, usize),
-    to: *mut f32,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        if cols == I::COLS && b.strides.1 == 1 {
-            for d in 0..depth {
-                copy(b.pointer(k + d, column), to.add(d * I::COLS), I::COLS);
-            }
-            return;
-        }
-        // Whole squares are transposed in registers where the columns are what is contiguous.
-        let (mut columns_done, mut depth_done) = (0, 0);
-        if b.strides.0 == 1 {
-            (columns_done, depth_done) = (cols / 16 * 16, depth / 16 * 16);
-            for j in (0..columns_done).step_by(16) {
-                for d in (0..depth_done).step_by(16) {
-                    I::transpose(b.pointer(k + d, column + j), b.strides.1, to.add(d * I::COLS + j), I::COLS);
+    for (at, panel) in panels.enumerate() {
+        let column = panel * I::COLS;
+        for j in (0..I::COLS).step_by(16) {
+            let count = 16.min(n.saturating_sub(column + j));
+            for d in (0..depth).step_by(16) {
+                let counts = (16.min(depth - d), count);
+                // SAFETY: the caller's; an empty square is not looked for.
+                unsafe {
+                    let from = if count == 0 { b.at } else { b.pointer(span.start + d, column + j) };
+                    let to = to.add(at * size + d * I::COLS + j);
+                    if b.strides.0 == 1 {
+                        I::transpose(from, b.strides.1, counts, to, I::COLS);
+                    } else {
+                        gather(View { at: from, strides: b.strides }, counts, to, I::COLS);
+                    }
                 }
             }
         }
-        for d in 0..depth {
-            let first = if d < depth_done { columns_done } else { 0 };
-            for j in first..cols {
-                *to.add(d * I::COLS + j) = (*b.pointer(k + d, column + j)).widen();
-            }
-            for j in cols..I::COLS {
-                *to.add(d * I::COLS + j) = 0.0;
-            }
-        }
     }
 }
 
+/// Any (counts.0, counts.1) square into rows of 16, zeros on the right.
+///
 /// # Safety
-/// `len` elements exist on both sides, apart from each other.
+/// The elements exist, and `to` has room.
 #[inline(always)]
-unsafe fn copy<T: Element>(from: *const T, to: *mut f32, len: usize) {
-    for i in 0..len {
-        // SAFETY: the caller's.
-        unsafe { *to.add(i) = (*from.add(i)).widen() };
+unsafe fn gather<T: Lane>(from: View<T>, counts: (usize, usize), to: *mut f32, stride: usize) {
+    for i in 0..counts.0 {
+        for j in 0..16 {
+            // SAFETY: the caller's.
+            unsafe { *to.add(i * stride + j) = if j < counts.1 { (*from.pointer(i, j)).widen() } else { 0.0 } };
+        }
     }
 }

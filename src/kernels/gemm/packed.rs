@@ -22,9 +22,11 @@ impl Packed {
         check_read("B", &b)?;
         let kind = Kind::best();
         let (k, n) = b.shape();
-        let mut values = vec![0f32; if k == 0 || n == 0 { 0 } else { k * n.next_multiple_of(tile_shape(kind).1) }];
+        let (_, cols) = tile_shape(kind);
+        let mut values = vec![0f32; if k == 0 || n == 0 { 0 } else { k * n.next_multiple_of(cols) }];
+        let pack = Pack { b: operand(&b), n, k, panels: 0..n.div_ceil(cols), to: values.as_mut_ptr() };
         // SAFETY: every element of `b` exists, `values` has the room asked for, and `kind` is available.
-        unsafe { dispatch_on(kind, Pack { b: operand(&b), n, k, to: values.as_mut_ptr() }) };
+        unsafe { dispatch_on(kind, pack) };
         Ok(Self { kind, shape: (k, n), values })
     }
 

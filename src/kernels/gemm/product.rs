@@ -123,6 +123,9 @@ impl<'a> Product<'a> {
         shape("C", (self.c.rows, self.c.cols), (m, n))?;
         check_read("A", &self.a)?;
         check_write("C", &self.c)?;
+        if self.accumulate && !self.c.there {
+            return Err(GemmError::Unwritten);
+        }
         if let Factor::Mat(b) = &self.b {
             check_read("B", b)?;
         }
@@ -197,8 +200,8 @@ fn rows(mat: &Mat<'_>) -> Rows {
 
 fn rows_mut(mat: &mut MatMut<'_>) -> Rows {
     let at = match &mut mat.values {
-        ValuesMut::F32(values) => Pointer::F32(values.as_mut_ptr()),
-        ValuesMut::Bf16(values) => Pointer::Bf16(values.as_mut_ptr()),
+        ValuesMut::F32(values) => Pointer::F32(values.as_mut_ptr().cast()),
+        ValuesMut::Bf16(values) => Pointer::Bf16(values.as_mut_ptr().cast()),
     };
     Rows { at, stride: mat.row_stride }
 }

@@ -1,4 +1,4 @@
-//! AVX-512F: sixteen lanes.
+//! AVX-512: sixteen lanes.
 
 use std::arch::x86_64::*;
 
@@ -6,13 +6,13 @@ use half::bf16;
 
 use super::{Simd, Task};
 
-/// AVX-512F with FMA.
+/// AVX-512 F, BW and VL, with FMA: every server processor that has AVX-512 at all.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct Avx512;
 
 /// # Safety
-/// The processor has AVX-512F and FMA.
-#[target_feature(enable = "avx512f,fma")]
+/// The processor has them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 pub(super) unsafe fn run<T: Task>(task: T) -> T::Output {
     // SAFETY: the caller's.
     unsafe { task.run::<Avx512>() }
@@ -74,6 +74,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_part_bf16(from: *const bf16, n: usize) -> __m512 {
+        unsafe {
+            let half = _mm256_maskz_loadu_epi16(first(n), from.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }
@@ -81,6 +89,16 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn sub(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn sqrt(v: __m512) -> __m512 {
+        unsafe { _mm512_sqrt_ps(v) }
     }
 
     #[inline(always)]
@@ -119,6 +137,16 @@ impl Simd for Avx512 {
             let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(v));
             _mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_castps_si512(_mm512_set1_ps(1.0))))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
     }
 
     #[inline(always)]

@@ -40,6 +40,8 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
 
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(v: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a·b + c`, rounded once where the processor can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -52,6 +54,31 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V;
     /// `2ⁿ`, where the low bits of `v`'s significand are the integer n.
     unsafe fn power_of_two(v: Self::V) -> Self::V;
+
+    /// Sum of the lanes, in an order of its own.
+    #[inline(always)]
+    unsafe fn sum(v: Self::V) -> f32 {
+        let mut lanes = [0f32; 16];
+        // SAFETY: LANES ≤ 16.
+        unsafe { Self::store(lanes.as_mut_ptr(), v) };
+        let mut width = Self::LANES;
+        while width > 1 {
+            width /= 2;
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
+    }
+
+    /// Largest lane.
+    #[inline(always)]
+    unsafe fn largest(v: Self::V) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        // SAFETY: LANES ≤ 16.
+        unsafe { Self::store(lanes.as_mut_ptr(), v) };
+        lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
 
     /// Makes the line at `at` ready to be written.
     #[inline(always)]
@@ -77,6 +104,73 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 }
+
+/// A number as it is stored: computed with as f32, widened exactly and rounded to nearest, ties to even.
+///
+/// # Safety
+/// As [`Simd`]'s loads and stores; `n` ≤ `LANES` values.
+pub(super) trait Lane: Copy + Send + Sync {
+    fn widen(self) -> f32;
+    unsafe fn load<S: Simd>(from: *const Self, n: usize) -> S::V;
+    unsafe fn store<S: Simd>(to: *mut Self, n: usize, v: S::V);
+}
+
+impl Lane for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f32, n: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { if n == S::LANES { S::load(from) } else { S::load_part(from, n) } }
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut f32, n: usize, v: S::V) {
+        // SAFETY: the caller's.
+        unsafe { if n == S::LANES { S::store(to, v) } else { S::store_part(to, n, v) } }
+    }
+}
+
+impl Lane for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const bf16, n: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { if n == S::LANES { S::load_bf16(from) } else { S::load_part_bf16(from, n) } }
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut bf16, n: usize, v: S::V) {
+        // SAFETY: the caller's.
+        unsafe { if n == S::LANES { S::store_bf16(to, v) } else { S::store_part_bf16(to, n, v) } }
+    }
+}
+
+/// `for` over `0..len` in steps of a vector: `i` is where it starts, `n` how many of its lanes count. The body is there
+/// twice, so that in all but the last round `n` is known to be `LANES`.
+macro_rules! vectors {
+    ($S:ident, $len:expr, |$i:ident, $n:ident| $body:block) => {
+        let len: usize = $len;
+        let mut $i = 0;
+        while $i + $S::LANES <= len {
+            let $n = $S::LANES;
+            $body
+            $i += $S::LANES;
+        }
+        if $i < len {
+            let $n = len - $i;
+            $body
+        }
+    };
+}
+pub(super) use vectors;
 
 /// Work to be compiled for each instruction set.
 pub(super) trait Task {
@@ -106,7 +200,10 @@ impl Kind {
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let vectors = [
-            (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma")).then_some(Self::Avx512),
+            (is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("fma"))
+            .then_some(Self::Avx512),
             (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self::Avx2),
         ];
         #[cfg(not(target_arch = "x86_64"))]
@@ -118,6 +215,13 @@ impl Kind {
     pub(super) fn best() -> Self {
         Self::available().next().unwrap_or(Self::Portable)
     }
+}
+
+/// Runs `task` with the best instruction set.
+#[inline]
+pub(super) fn dispatch<T: Task>(task: T) -> T::Output {
+    // SAFETY: the best is available.
+    unsafe { dispatch_on(Kind::best(), task) }
 }
 
 /// Runs `task` with `kind`.

@@ -68,6 +68,16 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn div(a: Lanes, b: Lanes) -> Lanes {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn sqrt(v: Lanes) -> Lanes {
+        v.map(f32::sqrt)
+    }
+
+    #[inline(always)]
     unsafe fn mul(a: Lanes, b: Lanes) -> Lanes {
         zip(a, b, |a, b| a * b)
     }
