@@ -1,0 +1,212 @@
+//! A forward pass that remembers, and the backward pass over what it remembered.
+//!
+//! Every operation is an arm of [`Node`], and the backward pass matches on all of them: an operation without a gradient does
+//! not compile. Gradients of parameters go straight to the flat buffer of [`Parameters`]; those of values live until the
+//! operation that made the value has been undone.
+
+mod backward;
+mod forward;
+
+use std::rc::Rc;
+
+use candle_core::{Result, Tensor};
+
+use super::KernelError;
+use super::losses::Loss;
+use super::parameters::Parameters;
+use super::row_logits::RowLogits;
+use super::tokens::{self, Restore};
+use crate::model::{Activation, Vit, VitConfig};
+use backward::Backward;
+
+/// A value on a [`Tape`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Var(usize);
+
+/// What made a value: what its gradient has to go back through. Parameters are slots of [`Parameters`]; a layer's bias is
+/// the slot after its weight's.
+enum Node {
+    Constant,
+    /// What a part of a pass that is computed again starts from.
+    Input,
+    Parameter {
+        slot: usize,
+    },
+    Linear {
+        x: Var,
+        weight: usize,
+        residual: Option<Var>,
+    },
+    LayerNorm {
+        x: Var,
+        weight: usize,
+        eps: f64,
+    },
+    Gelu {
+        x: Var,
+        kind: Activation,
+    },
+    SwiGlu {
+        x: Var,
+    },
+    LayerScale {
+        x: Var,
+        gamma: usize,
+    },
+    Attention {
+        qkv: Var,
+        heads: usize,
+    },
+    Add {
+        a: Var,
+        b: Var,
+    },
+    Cast {
+        x: Var,
+    },
+    Prepend {
+        token: Var,
+        x: Var,
+    },
+    ConcatChannels {
+        parts: Vec<Var>,
+    },
+    Channels {
+        x: Var,
+        start: usize,
+    },
+    Tokens {
+        x: Var,
+        start: usize,
+    },
+    SelectToken {
+        x: Var,
+        index: usize,
+    },
+    MeanTokens {
+        x: Var,
+        start: usize,
+    },
+    Unshuffle {
+        x: Var,
+        token: usize,
+        restore: Rc<Restore>,
+    },
+    RowLogits {
+        x: Var,
+        rows: Tensor,
+        shape: RowLogits,
+    },
+    /// A block of which only the output was kept.
+    Block {
+        x: Var,
+        vit: Rc<VitConfig>,
+        prefix: String,
+    },
+    Loss {
+        prediction: Var,
+        gradient: Tensor,
+    },
+}
+
+/// Records one pass over some [`Parameters`].
+pub struct Tape<'p> {
+    parameters: &'p Parameters,
+    values: Vec<Tensor>,
+    nodes: Vec<Node>,
+}
+
+impl<'p> Tape<'p> {
+    /// An empty tape.
+    pub fn new(parameters: &'p Parameters) -> Self {
+        Self { parameters, values: Vec::new(), nodes: Vec::new() }
+    }
+
+    /// The parameters.
+    pub fn parameters(&self) -> &'p Parameters {
+        self.parameters
+    }
+
+    /// What a variable holds.
+    pub fn value(&self, var: Var) -> &Tensor {
+        &self.values[var.0]
+    }
+
+    /// A value without gradient.
+    pub fn constant(&mut self, value: Tensor) -> Var {
+        self.push(value, Node::Constant)
+    }
+
+    fn push(&mut self, value: Tensor, node: Node) -> Var {
+        self.values.push(value);
+        self.nodes.push(node);
+        Var(self.values.len() - 1)
+    }
+
+    /// The tokens (B, 1 + L, D) of a decoder: visible ones from x (B, 1 + K, D) in their places, the parameter `token`
+    /// elsewhere, plus the fixed table `position`.
+    pub(crate) fn unshuffle(
+        &mut self,
+        x: Var,
+        token: &str,
+        position: &str,
+        restore: &Rc<Restore>,
+    ) -> std::result::Result<Var, KernelError> {
+        let slot = self.parameters.find(token)?;
+        let position = self.parameters.fixed(position)?;
+        let out =
+            run(token, || tokens::unshuffle(&self.values[x.0], &self.parameters.value(slot)?, position, restore))?;
+        Ok(self.push(out, Node::Unshuffle { x, token: slot, restore: Rc::clone(restore) }))
+    }
+
+    /// Logits (B, R, N, L) of chosen query rows; see [`RowLogits`].
+    pub(crate) fn row_logits(
+        &mut self,
+        x: Var,
+        rows: &Tensor,
+        shape: RowLogits,
+    ) -> std::result::Result<Var, KernelError> {
+        let out = run("row logits", || shape.forward(&self.values[x.0], rows))?;
+        Ok(self.push(out, Node::RowLogits { x, rows: rows.clone(), shape }))
+    }
+
+    /// A block of `vit` on x, of which nothing but the output is kept: the backward pass computes the rest again. Costs a
+    /// forward pass, saves the memory of a block's inner values.
+    pub(crate) fn recomputed_block(
+        &mut self,
+        x: Var,
+        vit: &Rc<VitConfig>,
+        prefix: &str,
+    ) -> std::result::Result<Var, KernelError> {
+        let mut inner = Tape::new(self.parameters);
+        let start = inner.push(self.values[x.0].clone(), Node::Input);
+        let (end, _) = Vit::new(vit).block_at(&mut inner, &start, prefix)?;
+        let out = inner.values.swap_remove(end.0);
+        Ok(self.push(out, Node::Block { x, vit: Rc::clone(vit), prefix: prefix.to_owned() }))
+    }
+
+    /// Ends the pass in `loss(prediction)`; several may end it.
+    pub(crate) fn loss(
+        &mut self,
+        prediction: Var,
+        loss: impl FnOnce(&Tensor) -> Result<Loss>,
+    ) -> std::result::Result<Var, KernelError> {
+        let Loss { value, gradient } = run("loss", || loss(&self.values[prediction.0]))?;
+        Ok(self.push(value, Node::Loss { prediction, gradient }))
+    }
+
+    /// Gradients of the sum of all losses, added to the parameters' where `written` says there is something already.
+    ///
+    /// `finished` is told, from time to time, from which value of the flat buffer on the gradients are final.
+    pub(crate) fn backward(
+        self,
+        written: &mut [bool],
+        finished: &mut dyn FnMut(usize),
+    ) -> std::result::Result<(), KernelError> {
+        run("backward", || Backward::new(self, written).run(finished).map(|_| ()))
+    }
+}
+
+fn run<T>(operation: &str, f: impl FnOnce() -> Result<T>) -> std::result::Result<T, KernelError> {
+    f().map_err(|source| KernelError::Operation { operation: operation.into(), source })
+}
