@@ -20,8 +20,8 @@ use tec_zoo::train::{
     StepSettings, Target,
 };
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../src/allocator.rs"]
+mod allocator;
 
 /// (name, width, heads, decoder width: two thirds, as ViT-B's 512, batch).
 const MODELS: [(&str, usize, usize, usize, usize); 3] =
@@ -130,6 +130,7 @@ fn with_step<R>(
 }
 
 fn main() {
+    allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     if let [serve, model, count, precision, device] = arguments.as_slice()
         && serve == "--serve"

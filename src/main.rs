@@ -1,5 +1,8 @@
 //! The `tec-zoo` program: parse, run, print once, exit code. Everything else is in [`tec_zoo::cli`].
 
+mod allocator;
+
 fn main() -> std::process::ExitCode {
+    allocator::keep_freed_memory();
     tec_zoo::cli::main()
 }

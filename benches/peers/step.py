@@ -29,6 +29,9 @@ from torch import nn
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+# The bench's program, where it should not be built and found by cargo.
+STEP = [os.environ["TEC_ZOO_STEP"]] if "TEC_ZOO_STEP" in os.environ else ["cargo", "bench", "--quiet", "--bench", "step", "--"]
+
 # width, heads, decoder width (two thirds, as ViT-B's 512), batch on a CPU
 MODELS = {"ti": (192, 3, 128, 16), "s": (384, 6, 256, 8), "b": (768, 12, 512, 8)}
 
@@ -251,7 +254,7 @@ class Ours:
     """The step bench as a server: one line in, one step's seconds out."""
 
     def __init__(self, model, batch, precision, device, threads):
-        command = ["cargo", "bench", "--quiet", "--bench", "step", "--", "--serve", model, str(batch), precision, device]
+        command = [*STEP, "--serve", model, str(batch), precision, device]
         environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self.process.stdout.readline().strip() != "ready":

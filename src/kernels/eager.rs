@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use super::gemm::Packed;
 use super::linear::Weight;
-use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, swiglu, tokens};
+use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, slices, swiglu, tokens};
 use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, TensorView, Vit, position};
 
 /// Computes a model's passes in f32, reading each parameter from its map the first time it is named.
@@ -214,7 +214,7 @@ impl Ops for Eager<'_> {
     }
 
     fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor, KernelError> {
-        run("add", || if a.shape() == b.shape() { a.add(b) } else { a.broadcast_add(b) })
+        run("add", || slices::sum(a, b))
     }
 
     fn linear(&mut self, x: &Tensor, name: &str) -> Result<Tensor, KernelError> {

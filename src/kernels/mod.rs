@@ -42,6 +42,7 @@ pub(crate) use eager::tensor_of;
 pub(crate) use losses::{Axis, masked_squared_error, normalise, soft_cross_entropy};
 pub use parameters::{Parameters, Slot};
 pub(crate) use row_logits::RowLogits;
+pub(crate) use slices::sum;
 pub use tape::{Tape, Var};
 pub(crate) use tokens::{Restore, patches};
 

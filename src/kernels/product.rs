@@ -7,10 +7,10 @@ use super::simd::{Isa, Task, dispatch};
 ///
 /// # Safety
 /// Every element the strides reach is valid, and C is ours alone.
-pub(super) unsafe fn product(
+pub(super) unsafe fn product<A: Number, B: Number>(
     shape: [usize; 3],
-    a: (*const f32, [usize; 2]),
-    b: (*const f32, [usize; 2]),
+    a: (*const A, [usize; 2]),
+    b: (*const B, [usize; 2]),
     s: f32,
     c: (*mut f32, usize),
     add: bool,
@@ -18,22 +18,22 @@ pub(super) unsafe fn product(
     with_scratch(|scratch| dispatch(Small { shape, a, b, s, c, add, scratch }));
 }
 
-struct Small<'a> {
+struct Small<'a, A, B> {
     shape: [usize; 3],
-    a: (*const f32, [usize; 2]),
-    b: (*const f32, [usize; 2]),
+    a: (*const A, [usize; 2]),
+    b: (*const B, [usize; 2]),
     s: f32,
     c: (*mut f32, usize),
     add: bool,
     scratch: &'a mut Scratch,
 }
 
-impl Task for Small<'_> {
+impl<A: Number, B: Number> Task for Small<'_, A, B> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self) {
-        let operands = (f32::operand(self.a.0, self.a.1), f32::operand(self.b.0, self.b.1));
+        let operands = (A::operand(self.a.0, self.a.1), B::operand(self.b.0, self.b.1));
         // SAFETY: `product`'s caller's.
         unsafe {
             let to = (f32::rows(self.c.0, self.c.1), self.add);

@@ -5,8 +5,9 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::gemm::Number;
 use super::product::product;
-use super::slices::{self, Element, by_dtype, read};
+use super::slices::{self, by_dtype, read};
 
 const NAME: &str = "row logits";
 
@@ -33,34 +34,32 @@ impl RowLogits {
         }
         let (batch, tokens, channels) = self.check(x)?;
         let picked = rows.dim(1)?;
-        let (d, n, patches) = (self.width / self.heads, self.heads, tokens - self.prefix);
-        let values = widened(x)?;
+        let (n, patches) = (self.heads, tokens - self.prefix);
         let rows: Vec<u32> = rows.flatten_all()?.to_vec1()?;
         bounded(&rows, batch * picked, tokens)?;
-        let out = slices::filled::<f32>(batch * picked * n * patches, |out| {
+        let out = by_dtype!(x, NAME, T => Ok(self.logits(&read::<T>(x, NAME)?, &rows, picked, tokens, channels)))?;
+        slices::tensor(out, (batch, picked, n, patches))
+    }
+
+    /// Logits of images of `tokens` × `channels` values, for `picked` rows of each.
+    fn logits<T: Number>(&self, values: &[T], rows: &[u32], picked: usize, tokens: usize, channels: usize) -> Vec<f32> {
+        let (d, n, patches) = (self.width / self.heads, self.heads, tokens - self.prefix);
+        let images = values.len() / (tokens * channels);
+        slices::filled::<f32>(images * picked * n * patches, |out| {
             out.par_chunks_mut(picked * n * patches).enumerate().for_each(|(image, out)| {
                 let x = &values[image * tokens * channels..][..tokens * channels];
                 let q = gather(x, channels, self.width, &rows[image * picked..][..picked]);
                 for head in 0..n {
                     // SAFETY: q is (R, N·d); keys are the patches' rows of x; the head's logits are (R, L), N·L apart.
                     unsafe {
-                        let keys = x.as_ptr().add(self.prefix * channels + self.width + head * d);
-                        let q = q.as_ptr().add(head * d);
-                        let out = out.as_mut_ptr().add(head * patches);
-                        let s = self.scale as f32;
-                        product(
-                            [picked, patches, d],
-                            (q, [self.width, 1]),
-                            (keys, [1, channels]),
-                            s,
-                            (out, n * patches),
-                            false,
-                        );
+                        let keys = (x.as_ptr().add(self.prefix * channels + self.width + head * d), [1, channels]);
+                        let q = (q.as_ptr().add(head * d), [self.width, 1]);
+                        let out = (out.as_mut_ptr().add(head * patches), n * patches);
+                        product([picked, patches, d], q, keys, self.scale as f32, out, false);
                     }
                 }
             });
-        });
-        slices::tensor(out, (batch, picked, n, patches))
+        })
     }
 
     /// Gradient of x, in its own type, from that of the logits (B, R, N, L).
@@ -71,14 +70,28 @@ impl RowLogits {
         }
         let (batch, tokens, channels) = self.check(x)?;
         let picked = rows.dim(1)?;
-        let (d, n, patches) = (self.width / self.heads, self.heads, tokens - self.prefix);
-        let values = widened(x)?;
+        let (n, patches) = (self.heads, tokens - self.prefix);
         let rows: Vec<u32> = rows.flatten_all()?.to_vec1()?;
         bounded(&rows, batch * picked, tokens)?;
         let dlogits = read::<f32>(dlogits, NAME)?;
         if dlogits.len() != batch * picked * n * patches {
             candle_core::bail!("{NAME}: {} gradients for {batch}×{picked}×{n}×{patches} logits", dlogits.len());
         }
+        let out = by_dtype!(x, NAME, T => Ok(self.gradient(&read::<T>(x, NAME)?, &rows, &dlogits, tokens, channels)))?;
+        slices::tensor(out, x.shape())?.to_dtype(x.dtype())
+    }
+
+    /// Gradient of images of `tokens` × `channels` values.
+    fn gradient<T: Number>(
+        &self,
+        values: &[T],
+        rows: &[u32],
+        dlogits: &[f32],
+        tokens: usize,
+        channels: usize,
+    ) -> Vec<f32> {
+        let (d, n, patches) = (self.width / self.heads, self.heads, tokens - self.prefix);
+        let picked = rows.len() * tokens * channels / values.len();
         let mut out = vec![0f32; values.len()];
         out.par_chunks_mut(tokens * channels).enumerate().for_each(|(image, out)| {
             let x = &values[image * tokens * channels..][..tokens * channels];
@@ -87,24 +100,17 @@ impl RowLogits {
             let mut dq = vec![0f32; q.len()];
             let dlogits = &dlogits[image * picked * n * patches..];
             for head in 0..n {
-                // SAFETY: as in `forward`; the gradient of x has the layout of x.
+                // SAFETY: as in `logits`; the gradient of x has the layout of x.
                 unsafe {
+                    let (s, row) = (self.scale as f32, n * patches);
                     let at = self.prefix * channels + self.width + head * d;
                     let dlogits = dlogits.as_ptr().add(head * patches);
-                    let (s, row) = (self.scale as f32, n * patches);
-                    let keys = x.as_ptr().add(at);
-                    let dq = dq.as_mut_ptr().add(head * d);
-                    product(
-                        [picked, d, patches],
-                        (dlogits, [row, 1]),
-                        (keys, [channels, 1]),
-                        s,
-                        (dq, self.width),
-                        false,
-                    );
-                    let q = q.as_ptr().add(head * d);
-                    let dk = out.as_mut_ptr().add(at);
-                    product([patches, d, picked], (dlogits, [1, row]), (q, [self.width, 1]), s, (dk, channels), false);
+                    let keys = (x.as_ptr().add(at), [channels, 1]);
+                    let dq = (dq.as_mut_ptr().add(head * d), self.width);
+                    product([picked, d, patches], (dlogits, [row, 1]), keys, s, dq, false);
+                    let q = (q.as_ptr().add(head * d), [self.width, 1]);
+                    let dk = (out.as_mut_ptr().add(at), channels);
+                    product([patches, d, picked], (dlogits, [1, row]), q, s, dk, false);
                 }
             }
             for (row, dq) in rows.iter().zip(dq.chunks_exact(self.width)) {
@@ -113,7 +119,7 @@ impl RowLogits {
                 }
             }
         });
-        slices::tensor(out, x.shape())?.to_dtype(x.dtype())
+        out
     }
 
     pub(super) fn check(&self, x: &Tensor) -> Result<(usize, usize, usize)> {
@@ -135,7 +141,7 @@ impl RowLogits {
 }
 
 /// The queries of `rows`: (R, N·d).
-fn gather(x: &[f32], channels: usize, width: usize, rows: &[u32]) -> Vec<f32> {
+fn gather<T: Copy>(x: &[T], channels: usize, width: usize, rows: &[u32]) -> Vec<T> {
     rows.iter().flat_map(|row| x[*row as usize * channels..][..width].iter().copied()).collect()
 }
 
@@ -144,8 +150,4 @@ fn bounded(rows: &[u32], count: usize, tokens: usize) -> Result<()> {
         candle_core::bail!("{NAME}: {} rows for {count}, of {tokens} tokens", rows.len());
     }
     Ok(())
-}
-
-fn widened(x: &Tensor) -> Result<Vec<f32>> {
-    by_dtype!(x, NAME, T => Ok(read::<T>(x, NAME)?.iter().map(|x| x.wide()).collect()))
 }

@@ -165,6 +165,51 @@ pub(crate) fn filled<T: Element>(len: usize, fill: impl FnOnce(&mut [T])) -> Vec
     values
 }
 
+/// a + b, where b (1, …) may be of one image and then counts for every image of a (B, …); of one type.
+pub(crate) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    const NAME: &str = "add";
+    let each = b.elem_count();
+    let alike = a.dims() == b.dims()
+        || (a.rank() == b.rank() && b.dims().first() == Some(&1) && a.dims()[1..] == b.dims()[1..]);
+    if !a.device().is_cpu() || !alike || a.dtype() != b.dtype() || each == 0 {
+        return a.broadcast_add(b);
+    }
+    by_dtype!(a, NAME, T => {
+        let (x, y) = (read::<T>(a, NAME)?, read::<T>(b, NAME)?);
+        let fill = |out: &mut [MaybeUninit<T>]| {
+            let images = out.par_chunks_mut(each).zip(x.par_chunks(each));
+            images.for_each(|(out, x)| {
+                let parts = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)));
+                parts.for_each(|(out, (x, y))| dispatch(Sum { x, y, out }));
+            });
+            Ok(())
+        };
+        // SAFETY: the chunks of all three are of the same lengths, and cover them.
+        tensor(unsafe { made(x.len(), fill)? }, a.shape())
+    })
+}
+
+struct Sum<'a, T> {
+    x: &'a [T],
+    y: &'a [T],
+    out: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Lane> Task for Sum<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) {
+        let (x, y, out) = (self.x.as_ptr(), self.y.as_ptr(), self.out.as_mut_ptr().cast::<T>());
+        // SAFETY: the instructions are there, and as many values in all.
+        unsafe {
+            vectors!(S, self.out.len().min(self.x.len()).min(self.y.len()), |i, n| {
+                T::store::<S>(out.add(i), n, S::add(T::load::<S>(x.add(i), n), T::load::<S>(y.add(i), n)));
+            });
+        }
+    }
+}
+
 /// Adds `part` to `sum`, in place, or puts it there when `fresh`; both f32 or of one type, and as many values.
 pub(crate) fn accumulate(sum: &Tensor, part: &Tensor, fresh: bool) -> Result<()> {
     #[cfg(feature = "cuda")]

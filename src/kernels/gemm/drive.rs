@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::finish::Finish;
 use super::isa::{DEPTH, Isa, Panel, ROW_STRIDE};
-use super::pack::{View, pack_b, pack_columns, pack_rows};
+use super::pack::{View, ask_for_rows, pack_b, pack_columns, pack_rows};
 use super::serial::{Scratch, with_scratch};
 use crate::kernels::simd::{Kind, Task, dispatch_on};
 
@@ -233,6 +233,7 @@ impl Share<'_, '_> {
                 }
             }
             for i in rows.clone() {
+                let next = if i + 1 < rows.end { taken(i + 1) } else { 0..0 };
                 let (taken, a) = match panel {
                     Panel::Rows => (taken(i), a),
                     Panel::Columns => (taken(i), a.wrapping_add((i - rows.start) * I::COLUMN_STRIDE * depth)),
@@ -241,8 +242,14 @@ impl Share<'_, '_> {
                     // SAFETY: the panel is inside A, and inside its buffer.
                     unsafe {
                         match job.a {
-                            Operand::F32(view) => pack_rows::<I, f32>(view, taken.clone(), span.clone(), a),
-                            Operand::Bf16(view) => pack_rows::<I, bf16>(view, taken.clone(), span.clone(), a),
+                            Operand::F32(view) => {
+                                pack_rows::<I, f32>(view, taken.clone(), span.clone(), a);
+                                ask_for_rows::<I, f32>(view, next, span.clone());
+                            }
+                            Operand::Bf16(view) => {
+                                pack_rows::<I, bf16>(view, taken.clone(), span.clone(), a);
+                                ask_for_rows::<I, bf16>(view, next, span.clone());
+                            }
                             Operand::Packed(_) => {}
                         }
                     }

@@ -72,19 +72,16 @@ impl Rows {
 
     /// Asks for the lines of a tile, which would otherwise be waited for one after the other once it is done.
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(self, (row, rows): (usize, usize), (column, cols): (usize, usize)) {
+    unsafe fn prefetch<S: Simd, const WRITE: bool>(self, (row, rows): (usize, usize), (column, cols): (usize, usize)) {
         let (at, size) = match self.at {
             Pointer::F32(at) => (at.cast::<u8>(), 4),
             Pointer::Bf16(at) => (at.cast::<u8>(), 2),
         };
         for row in row..row + rows {
             let line = at.wrapping_add((row * self.stride + column) * size);
-            // SAFETY: a prefetch never faults.
-            unsafe {
-                S::prefetch_to_write(line);
-                if cols * size > 64 {
-                    S::prefetch_to_write(line.wrapping_add(64));
-                }
+            for line in [line, line.wrapping_add(64)].into_iter().take((cols * size).div_ceil(64)) {
+                // SAFETY: a prefetch never faults.
+                unsafe { if WRITE { S::prefetch_to_write(line) } else { S::prefetch(line) } };
             }
         }
     }
@@ -99,9 +96,14 @@ impl Finish<'_> {
     pub(super) unsafe fn prefetch<I: Isa>(&self, rows: (usize, usize), columns: (usize, usize)) {
         // SAFETY: the caller's.
         unsafe {
-            self.c.prefetch::<I>(rows, columns);
-            if let Activation::Gelu { keep: Some(keep) } = self.activation {
-                keep.prefetch::<I>(rows, columns);
+            self.c.prefetch::<I, true>(rows, columns);
+            if let Some(residual) = self.residual {
+                residual.prefetch::<I, false>(rows, columns);
+            }
+            match self.activation {
+                Activation::Gelu { keep: Some(keep) } => keep.prefetch::<I, true>(rows, columns),
+                Activation::GeluGradient { of } => of.prefetch::<I, false>(rows, columns),
+                Activation::None | Activation::Gelu { keep: None } => {}
             }
         }
     }

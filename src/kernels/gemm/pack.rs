@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::isa::{Isa, ROW_STRIDE};
 use crate::kernels::simd::{Lane, vectors};
 
+/// Lines of an operand, apart by more than a processor guesses, that are asked for before they are packed.
+const AHEAD: usize = 4;
+
 /// Where an operand's elements are: (row, column) is at `row · strides.0 + column · strides.1`.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct View<T> {
@@ -45,6 +48,23 @@ pub(super) unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, 
     }
 }
 
+/// Asks for the lines [`pack_rows`] will read.
+///
+/// # Safety
+/// The instructions are there.
+#[inline(always)]
+pub(super) unsafe fn ask_for_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, span: Range<usize>) {
+    if a.strides.1 == 1 {
+        for row in rows {
+            let from = a.at.wrapping_add(row * a.strides.0 + span.start);
+            for d in (0..span.len()).step_by(64 / size_of::<T>()) {
+                // SAFETY: a prefetch never faults.
+                unsafe { I::prefetch(from.wrapping_add(d).cast()) };
+            }
+        }
+    }
+}
+
 /// Packs panels of A, each column by column, `COLUMN_STRIDE` apart: columns `span` of panels `panels`, of which panel i has
 /// rows `taken(i)`. A's columns are contiguous.
 ///
@@ -62,8 +82,9 @@ pub(super) unsafe fn pack_columns<I: Isa, T: Lane>(
     for (d, column) in span.enumerate() {
         for (at, panel) in panels.clone().enumerate() {
             let rows = taken(panel);
-            // SAFETY: the caller's; a panel's rows fit a vector.
+            // SAFETY: the caller's; a panel's rows fit a vector, and a prefetch never faults.
             unsafe {
+                I::prefetch(a.at.wrapping_add(rows.start + (column + AHEAD) * a.strides.1).cast());
                 let (from, to) = (a.pointer(rows.start, column), to.add((at * depth + d) * I::COLUMN_STRIDE));
                 f32::store::<I>(to, rows.len(), T::load::<I>(from, rows.len()));
             }
@@ -91,8 +112,9 @@ pub(super) unsafe fn pack_b<I: Isa, T: Lane>(
                 let column = panel * I::COLS;
                 for j in (0..I::COLS).step_by(I::LANES) {
                     let count = I::LANES.min(n.saturating_sub(column + j));
-                    // SAFETY: the caller's.
+                    // SAFETY: the caller's, and a prefetch never faults.
                     unsafe {
+                        I::prefetch(b.at.wrapping_add((row + AHEAD) * b.strides.0 + column + j).cast());
                         let v = match count {
                             0 => I::splat(0.0),
                             count => T::load::<I>(b.pointer(row, column + j), count),

@@ -135,4 +135,15 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_castps_si256(_mm256_set1_ps(1.0))))
         }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    // AVX2 does not imply the instruction that also asks for ownership.
+    #[inline(always)]
+    unsafe fn prefetch_to_write(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }

@@ -150,6 +150,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch_to_write(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
     }

@@ -80,6 +80,10 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
         lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
+    /// Fetches the line at `at`.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+
     /// Makes the line at `at` ready to be written.
     #[inline(always)]
     unsafe fn prefetch_to_write(_at: *const u8) {}

@@ -245,7 +245,7 @@ impl<'p, 'w> Backward<'p, 'w> {
                 slices::accumulate(&sum, &gradient, false)?;
                 sum
             }
-            Some(sum) => Rc::new((&*sum + &*gradient)?),
+            Some(sum) => Rc::new(slices::sum(&sum, &gradient)?),
         });
         Ok(())
     }

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::{Node, Tape, Var, run};
 use crate::kernels::linear::Weight;
-use crate::kernels::{KernelError, attention, gelu, layer_norm, layer_scale, linear, swiglu, tokens};
+use crate::kernels::{KernelError, attention, gelu, layer_norm, layer_scale, linear, slices, swiglu, tokens};
 use crate::model::{Activation, Ops, PositionRequest, position};
 
 impl Ops for Tape<'_> {
@@ -58,7 +58,7 @@ impl Ops for Tape<'_> {
         let out = run("add", || {
             let (a, b) = (&self.values[a.0], &self.values[b.0]);
             let wide = if a.dtype() == b.dtype() { a.dtype() } else { DType::F32 };
-            a.to_dtype(wide)?.broadcast_add(&b.to_dtype(wide)?)
+            slices::sum(&a.to_dtype(wide)?, &b.to_dtype(wide)?)
         })?;
         Ok(self.push(out, Node::Add { a: *a, b: *b }))
     }

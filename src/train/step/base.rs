@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use super::super::{AttentionRows, Method, Normalise, Target};
 use super::error::StepError;
 use super::kernel;
-use crate::kernels::{Axis, Eager, KernelError, RowLogits, normalise};
+use crate::kernels::{Axis, Eager, KernelError, RowLogits, normalise, sum};
 use crate::model::position::{Matrix, resample_matrices};
 use crate::model::{Canonical, Resample, Vit, VitConfig};
 
@@ -113,12 +113,12 @@ impl<'b> Base<'b> {
 
 /// Mean of raw block outputs (B, P + L, C), the P class and register tokens dropped, normalised: (B, L, C).
 fn feature_target(blocks: &[Tensor], rule: Normalise, prefix: usize) -> candle_core::Result<Tensor> {
-    let mut sum = blocks[0].clone();
+    let mut total = blocks[0].clone();
     for block in &blocks[1..] {
-        sum = (sum + block)?;
+        total = sum(&total, block)?;
     }
-    let tokens = sum.dim(1)?;
-    let mean = (sum.narrow(1, prefix, tokens - prefix)?.contiguous()? / blocks.len() as f64)?;
+    let tokens = total.dim(1)?;
+    let mean = (total.narrow(1, prefix, tokens - prefix)?.contiguous()? / blocks.len() as f64)?;
     match rule {
         Normalise::None => Ok(mean),
         Normalise::Channel => normalise(&mean, Axis::Channels),

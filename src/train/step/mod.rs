@@ -2,6 +2,7 @@
 //!
 //! Shape letters: B images, L patches of which K are visible, C channels, R attention rows, N heads.
 
+mod awake;
 mod base;
 mod error;
 mod initial;
@@ -20,6 +21,7 @@ use crate::kernels::{
 use crate::model::{
     AxisOrder, Canonical, ModelFile, Ops, ParameterSpec, PositionConfig, PositionKind, Resample, VitConfig,
 };
+use awake::awake;
 use base::{Base, Targets};
 pub use error::StepError;
 use mask::Mask;
@@ -206,14 +208,16 @@ impl<'b> Step<'b> {
     /// # Errors
     /// [`StepError::NonFinite`] before anything is changed; [`StepError::NoGradient`] in the first update.
     pub fn run(&mut self, batches: &[MicroBatch], lr: f64, world: &World) -> Result<StepReport, StepError> {
-        let (report, _) = self.gradients(batches, world)?;
-        let settings = self.settings.adamw;
-        kernel("adamw", || {
-            settings.update(&self.parameters, report.step, lr)?;
-            self.parameters.refresh()
-        })?;
-        self.step = report.step;
-        Ok(report)
+        awake(&self.device.clone(), || {
+            let (report, _) = self.gradients(batches, world)?;
+            let settings = self.settings.adamw;
+            kernel("adamw", || {
+                settings.update(&self.parameters, report.step, lr)?;
+                self.parameters.refresh()
+            })?;
+            self.step = report.step;
+            Ok(report)
+        })
     }
 
     /// The gradients of an update, left in [`Parameters::gradients`], and what the last micro-batch's pass went through.
