@@ -32,6 +32,7 @@ fn settings(workers: usize, epochs: u64, exact_decode: bool) -> LoaderSettings {
         noise: 196,
         share: Share { rank: 0, world: 1 },
         epochs,
+        batches: None,
         workers,
         prefetch: 2,
         broken_limit: 0,

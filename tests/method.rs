@@ -13,8 +13,8 @@ use tec_zoo::kernels::AdamW;
 use tec_zoo::model::{Canonical, VitConfig};
 use tec_zoo::train::distributed::{Place, World};
 use tec_zoo::train::{
-    AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, MicroBatch, Normalise, Precision, Step,
-    StepError, StepSettings, Target,
+    AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Intermediates, Method, MicroBatch, Normalise,
+    Precision, Step, StepError, StepReport, StepSettings, Target,
 };
 
 const ACTIVATIONS: f64 = 1e-5;
@@ -182,6 +182,16 @@ fn alone() -> World {
     World::join(Place::alone(), &Device::Cpu).unwrap()
 }
 
+/// The gradients of an update from `batches`, left in the step's parameters.
+fn gradients(step: &mut Step, batches: &[MicroBatch]) -> Result<(StepReport, Option<Intermediates>), StepError> {
+    let world = alone();
+    let mut update = step.update(batches.len(), &world)?;
+    for batch in batches {
+        update.add(batch)?;
+    }
+    update.gradients()
+}
+
 /// Upstream's name of one of our parameters.
 fn upstream(name: &str) -> String {
     let name = name.replace("input_adapter.", "cls_token_mlp.");
@@ -237,7 +247,7 @@ fn targets_predictions_losses_and_every_gradient_agree_with_the_authors_code() {
         for tensor in step.trained().unwrap().iter().filter(|tensor| tensor.spec.name.ends_with("pos_embed")) {
             reference.agrees(&format!("student.{}", tensor.spec.name), &tensor.values, 1e-6);
         }
-        let (report, seen) = step.gradients(&[reference.batch(0)], &alone()).unwrap();
+        let (report, seen) = gradients(&mut step, &[reference.batch(0)]).unwrap();
         let seen = seen.unwrap();
 
         reference.agrees("step0.mask", &seen.hidden, 0.0);
@@ -356,7 +366,7 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
         .collect();
     let gradient = |batches: &[MicroBatch]| {
         let mut step = step(reference, &base, Precision::F32);
-        let (report, _) = step.gradients(batches, &alone()).unwrap();
+        let (report, _) = gradients(&mut step, batches).unwrap();
         (report.loss as f32, step.parameters().gradients().to_vec1::<f32>().unwrap())
     };
     let (one, several) = (gradient(&[whole]), gradient(&parts));
@@ -366,18 +376,38 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
 }
 
 #[test]
+fn an_update_of_too_few_or_too_many_micro_batches_is_refused_and_changes_nothing() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let (batch, world) = (reference.batch(0), alone());
+    let mut step = step(reference, &base, Precision::F32);
+    let before = step.state().unwrap();
+    let mut short = step.update(2, &world).unwrap();
+    short.add(&batch).unwrap();
+    let refused = short.finish(1e-3).unwrap_err().to_string();
+    assert!(refused.contains("an update of 2 micro-batches was given 1"), "{refused}");
+    let mut long = step.update(1, &world).unwrap();
+    long.add(&batch).unwrap();
+    let refused = long.add(&batch).unwrap_err().to_string();
+    assert!(refused.contains("an update of 1 micro-batches was given 2"), "{refused}");
+    drop(long);
+    assert!(step.state().unwrap() == before, "the weights moved");
+}
+
+#[test]
 fn recomputed_blocks_give_the_same_gradients() {
     for reference in Reference::all() {
         let dir = tempfile::tempdir().unwrap();
         let base = reference.base(dir.path());
-        let gradients = |recompute| {
+        let run = |recompute| {
             let settings = StepSettings { recompute, ..reference.settings() };
             let mut step = Step::new(Some(&base), &reference.vit(""), settings, &device()).unwrap();
-            step.gradients(&[reference.batch(0)], &alone()).unwrap();
+            gradients(&mut step, &[reference.batch(0)]).unwrap();
             step.parameters().gradients().to_vec1::<f32>().unwrap()
         };
         // Where a block's input has several uses, their gradients are added in another order.
-        close(&reference.name, &gradients(true), &gradients(false), 1e-6);
+        close(&reference.name, &run(true), &run(false), 1e-6);
     }
 }
 
@@ -390,7 +420,7 @@ fn bf16_products_stay_near_the_f32_step() {
         let base = reference.base(dir.path());
         let run = |precision| {
             let mut step = step(&reference, &base, precision);
-            let (report, _) = step.gradients(&[reference.batch(0)], &alone()).unwrap();
+            let (report, _) = gradients(&mut step, &[reference.batch(0)]).unwrap();
             (report.loss, step.parameters().gradients().to_vec1::<f32>().unwrap())
         };
         let (wide, narrow) = (run(Precision::F32), run(Precision::Bf16));
@@ -476,7 +506,7 @@ fn a_student_of_another_patch_size_learns_from_the_base_run_at_its_own_grid() {
     let vit = VitConfig { patch_size: 8, ..reference.vit("") };
     let mut step = Step::new(Some(&base), &vit, reference.settings(), &device()).unwrap();
     let batch = MicroBatch { noise: (0..3 * 64).map(|i| (i as f32 * 0.37).sin()).collect(), ..reference.batch(0) };
-    let (report, seen) = step.gradients(&[batch], &alone()).unwrap();
+    let (report, seen) = gradients(&mut step, &[batch]).unwrap();
     assert!(report.loss.is_finite());
     assert_eq!(seen.unwrap().feature_target.unwrap().dims(), [3, 64, 24]);
 }

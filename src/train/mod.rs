@@ -18,4 +18,6 @@ pub use run::{
     started_recipe, started_run,
 };
 pub use schedule::Schedule;
-pub use step::{Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, TrainedTensor};
+pub use step::{
+    Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, TrainedTensor, Update,
+};

@@ -15,6 +15,7 @@ fn settings() -> LoaderSettings {
         noise: 6,
         share: Share { rank: 0, world: 1 },
         epochs: 2,
+        batches: None,
         workers: 2,
         prefetch: 2,
         broken_limit: 2,

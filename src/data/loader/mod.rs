@@ -31,6 +31,8 @@ pub struct LoaderSettings {
     pub share: Share,
     /// Epochs in all: the batch after the last of them is none.
     pub epochs: u64,
+    /// Batches of an epoch, at most; `None` for all that are whole.
+    pub batches: Option<u64>,
     /// Threads.
     pub workers: usize,
     /// Batches in the making or waiting, at most.
@@ -106,7 +108,8 @@ impl Loader {
     /// # Errors
     /// [`DataError::Settings`] for what cannot be, among it data too small for one batch; [`DataError::Thread`].
     pub fn new(dataset: Arc<Dataset>, settings: LoaderSettings, start: Position) -> Result<Self, DataError> {
-        let batches = settings.share.batches(dataset.len(), settings.batch as u64);
+        let whole = settings.share.batches(dataset.len(), settings.batch as u64);
+        let batches = settings.batches.map_or(whole, |most| most.min(whole));
         if let Some(what) = refusal(&settings, dataset.len(), batches, start) {
             return Err(DataError::Settings { what });
         }

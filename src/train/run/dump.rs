@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! checkpoint.json, state.safetensors   weights and moments before the update; a checkpoint like any other
-//! batch.safetensors                    `images.0`, `noise.0`, … of each micro-batch
+//! batch.0.safetensors, …               `images` and `noise` of each micro-batch
 //! dump.json                            term, learning rate, samples, base
 //! ```
 
@@ -20,7 +20,6 @@ use crate::staged::StagedDir;
 use crate::train::distributed::{Place, World};
 use crate::train::{MicroBatch, Recipe, Step, StepError, StepState};
 
-const BATCH: &str = "batch.safetensors";
 const ABOUT: &str = "dump.json";
 
 /// `dump.json`.
@@ -40,25 +39,27 @@ pub(super) struct About {
     pub(super) base: Option<BaseFile>,
 }
 
-/// Writes a dump as the folder `path`.
+/// The file of micro-batch `at`.
+fn batch_file(at: usize) -> String {
+    format!("batch.{at}.safetensors")
+}
+
+/// Writes a dump as the folder `path`. Batches come one at a time: an update's may be more than memory holds.
 pub(super) fn write(
     path: &Path,
     belongs: checkpoint::Belongs,
     state: &StepState,
-    batches: &[MicroBatch],
+    batches: impl Iterator<Item = io::Result<MicroBatch>>,
     about: &About,
 ) -> io::Result<()> {
     let staged = StagedDir::new(path)?;
     checkpoint::write_into(staged.path(), belongs, state)?;
-    let names: Vec<[String; 2]> =
-        (0..batches.len()).map(|at| [format!("images.{at}"), format!("noise.{at}")]).collect();
-    let mut tensors = Vec::new();
-    for ([images, noise], batch) in names.iter().zip(batches) {
-        let rows = |values: &[f32]| vec![batch.count, values.len() / batch.count.max(1)];
-        tensors.push((&images[..], rows(&batch.images), &batch.images[..]));
-        tensors.push((&noise[..], rows(&batch.noise), &batch.noise[..]));
+    for (at, batch) in batches.enumerate() {
+        let MicroBatch { count, images, noise } = batch?;
+        let rows = |values: &[f32]| vec![count, values.len() / count.max(1)];
+        let tensors = [("images", rows(&images), &images[..]), ("noise", rows(&noise), &noise[..])];
+        state::write(&staged.path().join(batch_file(at)), &tensors)?;
     }
-    state::write(&staged.path().join(BATCH), &tensors)?;
     std::fs::write(staged.path().join(ABOUT), serde_json::to_vec_pretty(about)?)?;
     staged.commit()
 }
@@ -108,18 +109,17 @@ pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<R
         }
     }
 
-    let file = path.join(BATCH);
-    let weights = Weights::open(&file)?;
-    let batch = |(at, samples): (usize, &Vec<u64>)| {
-        let read = |what: &str| state::read(&weights, &format!("{what}.{at}")).map_err(invalid(file.clone()));
-        Ok(MicroBatch { images: read("images")?, noise: read("noise")?, count: samples.len() })
-    };
-    let batches = about.samples.iter().enumerate().map(batch).collect::<Result<Vec<_>, RunError>>()?;
-
     let mut step = Step::new(model.as_ref(), &recipe.student, recipe.step_settings(), device)?;
     step.restore(state)?;
     let world = World::join(Place::alone(), device)?;
-    let (is, loss) = match step.run(&batches, about.lr, &world) {
+    let mut update = step.update(about.samples.len(), &world)?;
+    for (at, samples) in about.samples.iter().enumerate() {
+        let file = path.join(batch_file(at));
+        let weights = Weights::open(&file)?;
+        let read = |what: &str| state::read(&weights, what).map_err(invalid(file.clone()));
+        update.add(&MicroBatch { images: read("images")?, noise: read("noise")?, count: samples.len() })?;
+    }
+    let (is, loss) = match update.finish(about.lr) {
         Ok(report) => (None, Some(report.loss)),
         Err(StepError::NonFinite { term, .. }) => (Some(term), None),
         Err(error) => return Err(error.into()),

@@ -13,7 +13,7 @@ use super::result;
 use super::start::{Resumed, continued};
 use super::summary::{Summary, peak_memory};
 use super::{Base, End, News, Pretraining, Watch};
-use crate::data::{Augment, Dataset, Loader, LoaderSettings, Share, TrainBatch};
+use crate::data::{Augment, DataError, Dataset, Loader, LoaderSettings, Share, TrainBatch};
 use crate::train::distributed::World;
 use crate::train::{MicroBatch, Recipe, Schedule, Step, StepError, StepRecord, StepReport};
 
@@ -65,6 +65,8 @@ struct Trainer<'a> {
     desk: Option<Desk>,
     schedule: Schedule,
     micro_batches: usize,
+    dataset: Arc<Dataset>,
+    loading: LoaderSettings,
     loader: Loader,
     step: Step<'a>,
     /// Updates done.
@@ -88,9 +90,9 @@ struct Tally {
     waited: Duration,
 }
 
-/// The images of one update.
-struct Update {
-    batches: Vec<MicroBatch>,
+/// What an update was made from.
+#[derive(Default)]
+struct Made {
     samples: Vec<Vec<u64>>,
     names: Vec<Vec<String>>,
     epoch: u64,
@@ -136,7 +138,11 @@ impl<'a> Trainer<'a> {
         let micro_batches = own / batch;
         let share = Share { rank: world.rank() as u64, world: world.size() as u64 };
         let start = schedule.position(done, micro_batches as u64);
-        let loader = Loader::new(dataset, loading(recipe, base, batch, share), start)?;
+        let loading = LoaderSettings {
+            batches: Some(schedule.steps_per_epoch() * micro_batches as u64),
+            ..loading(recipe, base, batch, share)
+        };
+        let loader = Loader::new(dataset.clone(), loading.clone(), start)?;
         let path = saved.as_ref().map(|(_, path)| path.clone());
         watch.hear(News::Started { done, steps: schedule.steps(), images, from: path.as_deref() });
         let (mut desk, mut last_epoch) = (None, Vec::new());
@@ -156,6 +162,8 @@ impl<'a> Trainer<'a> {
             desk,
             schedule,
             micro_batches,
+            dataset,
+            loading,
             loader,
             step,
             done,
@@ -172,10 +180,10 @@ impl<'a> Trainer<'a> {
         let steps = self.schedule.steps();
         while self.done < steps {
             let started = Instant::now();
-            let update = self.load()?;
             let lr = self.schedule.lr(self.done);
-            let report = match self.step.run(&update.batches, lr, self.world) {
-                Err(StepError::NonFinite { term, value, step }) => return Err(self.dump(update, lr, term, value, step)),
+            let (made, report) = self.update(lr)?;
+            let report = match report {
+                Err(StepError::NonFinite { term, value, step }) => return Err(self.dump(made, lr, term, value, step)),
                 report => report?,
             };
             // What the processes must agree on: whether any was asked to stop, and counts of all.
@@ -184,10 +192,7 @@ impl<'a> Trainer<'a> {
             let stop = shared[0] > 0.0;
             self.skipped = self.skipped_before + shared[1] as u64;
 
-            let record = self.record(&report, lr, started, update.waited)?;
-            for batch in update.batches {
-                self.loader.recycle(batch.images, batch.noise);
-            }
+            let record = self.record(&report, lr, started, made.waited)?;
             for broken in &self.loader.broken()[self.told..] {
                 watch.hear(News::Broken(broken));
             }
@@ -204,28 +209,24 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// The images of the next update.
-    fn load(&mut self) -> Result<Update, RunError> {
-        let mut update =
-            Update { batches: Vec::new(), samples: Vec::new(), names: Vec::new(), epoch: 0, waited: Duration::ZERO };
-        let wanted = self.schedule.position(self.done, self.micro_batches as u64);
-        while update.batches.len() < self.micro_batches {
+    /// Makes the next update, each micro-batch as it is ready.
+    fn update(&mut self, lr: f64) -> Result<(Made, Result<StepReport, StepError>), RunError> {
+        let mut made = Made::default();
+        let mut update = self.step.update(self.micro_batches, self.world)?;
+        for _ in 0..self.micro_batches {
             let Some(batch) = self.loader.next().transpose()? else {
                 return Err(RunError::Ended { step: self.done + 1 });
             };
-            update.waited += batch.waited;
-            if batch.position < wanted {
-                // Micro-batches at the end of an epoch that make no whole update.
-                self.loader.recycle(batch.images, batch.noise);
-                continue;
-            }
-            let TrainBatch { position, images, noise, samples, names, .. } = batch;
-            update.epoch = position.epoch;
-            update.batches.push(MicroBatch { count: samples.len(), images, noise });
-            update.samples.push(samples);
-            update.names.push(names);
+            let TrainBatch { position, images, noise, samples, names, waited } = batch;
+            let batch = MicroBatch { count: samples.len(), images, noise };
+            update.add(&batch)?;
+            self.loader.recycle(batch.images, batch.noise);
+            made.waited += waited;
+            made.epoch = position.epoch;
+            made.samples.push(samples);
+            made.names.push(names);
         }
-        Ok(update)
+        Ok((made, update.finish(lr)))
     }
 
     /// Counts the update and writes it down.
@@ -296,14 +297,14 @@ impl<'a> Trainer<'a> {
     }
 
     /// Leaves everything to repeat the update that failed, and says what failed.
-    fn dump(&mut self, update: Update, lr: f64, term: String, value: f64, step: u64) -> RunError {
+    fn dump(&mut self, made: Made, lr: f64, term: String, value: f64, step: u64) -> RunError {
         // Each process has images of its own.
         let rank = match self.world.rank() {
             0 => String::new(),
             rank => format!("-rank{rank}"),
         };
         let path = self.out.join(format!("nonfinite-step-{step:08}{rank}"));
-        let mut names = update.names.iter().flatten();
+        let mut names = made.names.iter().flatten();
         let mut images = names.by_ref().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         match names.count() {
             0 => {}
@@ -312,16 +313,19 @@ impl<'a> Trainer<'a> {
         let about = dump::About {
             term: term.clone(),
             lr,
-            epoch: update.epoch,
-            samples: update.samples,
-            names: update.names,
+            epoch: made.epoch,
+            samples: made.samples,
+            names: made.names,
             base: self.about.base.clone(),
         };
         let state = match self.step.state() {
             Ok(state) => state,
             Err(error) => return error.into(),
         };
-        let written = dump::write(&path, self.belongs(), &state, &update.batches, &about);
+        let written = match self.again() {
+            Ok(batches) => dump::write(&path, self.belongs(), &state, batches, &about),
+            Err(error) => return error.into(),
+        };
         // All of them stop here, and whoever is first ends the others. A loss of one now is not what to tell.
         let met = self.world.barrier();
         drop(met);
@@ -329,6 +333,17 @@ impl<'a> Trainer<'a> {
             Ok(()) => RunError::NonFinite { term, value, step, images, dump: path },
             Err(source) => RunError::io("write", &path)(source),
         }
+    }
+
+    /// The micro-batches of the update under way, loaded once more: they are the same.
+    fn again(&self) -> Result<impl Iterator<Item = std::io::Result<MicroBatch>>, DataError> {
+        let start = self.schedule.position(self.done, self.micro_batches as u64);
+        let loader = Loader::new(self.dataset.clone(), self.loading.clone(), start)?;
+        let batch = |batch: Result<TrainBatch, DataError>| {
+            let TrainBatch { images, noise, samples, .. } = batch.map_err(std::io::Error::other)?;
+            Ok(MicroBatch { count: samples.len(), images, noise })
+        };
+        Ok(loader.take(self.micro_batches).map(batch))
     }
 
     /// Writes the model and how it went, on rank 0.
@@ -389,9 +404,10 @@ fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> 
         noise: recipe.student.patches(),
         share,
         epochs: recipe.optimizer.epochs as u64,
+        batches: None,
         workers,
-        // The next update's images are decoded while this one's are computed.
-        prefetch: recipe.optimizer.batch / (batch * share.world as usize) + 1,
+        // One being computed, one ready, and as many more as give every worker a sample.
+        prefetch: 2 + workers.div_ceil(batch),
         broken_limit: data.broken,
     }
 }

@@ -8,6 +8,7 @@ mod error;
 mod initial;
 mod mask;
 mod student;
+mod update;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
@@ -21,11 +22,11 @@ use crate::kernels::{
 use crate::model::{
     AxisOrder, Canonical, ModelFile, Ops, ParameterSpec, PositionConfig, PositionKind, Resample, VitConfig,
 };
-use awake::awake;
 use base::{Base, Targets};
 pub use error::StepError;
 use mask::Mask;
 use student::{Predicted, Student};
+pub use update::Update;
 
 /// Settings of every update of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -202,81 +203,30 @@ impl<'b> Step<'b> {
         self.step
     }
 
-    /// One update from the mean of the losses of `batches` over all processes of `world`, with learning rate `lr`. Every
-    /// process makes the same update, and reports the same.
+    /// One update from the mean of the losses of `batches` over all processes of `world`, with learning rate `lr`.
     ///
     /// # Errors
-    /// [`StepError::NonFinite`] before anything is changed; [`StepError::NoGradient`] in the first update.
+    /// As [`Update::finish`].
     pub fn run(&mut self, batches: &[MicroBatch], lr: f64, world: &World) -> Result<StepReport, StepError> {
-        awake(&self.device.clone(), || {
-            let (report, _) = self.gradients(batches, world)?;
-            let settings = self.settings.adamw;
-            kernel("adamw", || {
-                settings.update(&self.parameters, report.step, lr)?;
-                self.parameters.refresh()
-            })?;
-            self.step = report.step;
-            Ok(report)
-        })
+        let mut update = self.update(batches.len(), world)?;
+        for batch in batches {
+            update.add(batch)?;
+        }
+        update.finish(lr)
     }
 
-    /// The gradients of an update, left in [`Parameters::gradients`], and what the last micro-batch's pass went through.
+    /// Begins an update from `micro_batches` micro-batches of this process, and as many of every other of `world`.
     ///
     /// # Errors
-    /// As [`Self::run`].
-    pub fn gradients(
-        &mut self,
-        batches: &[MicroBatch],
-        world: &World,
-    ) -> Result<(StepReport, Option<Intermediates>), StepError> {
-        let mut written = vec![false; self.parameters.slots().len()];
-        let mut passes = Vec::with_capacity(batches.len());
-        let mut intermediates = None;
-        let gradients = self.parameters.gradients().clone();
-        let mut sum = Some(world.reduction(&gradients)?);
-        for (at, batch) in batches.iter().enumerate() {
-            let weight = 1.0 / (batches.len() * world.size()) as f64;
-            let last = at + 1 == batches.len();
-            let mut lost = None;
-            let (terms, seen) = self.pass(batch, weight, &mut written, &mut |from| {
-                // What the last micro-batch has finished is on its way while backward computes the rest.
-                if let (true, Some(sum)) = (last, &mut sum)
-                    && let Err(error) = sum.start(from)
-                {
-                    lost.get_or_insert(error);
-                }
-            })?;
-            if let Some(error) = lost {
-                return Err(error.into());
-            }
-            passes.push(terms);
-            intermediates = Some(seen);
-        }
-        if let Some(sum) = sum.take() {
-            sum.finish()?;
-        }
-        let step = self.step + 1;
-        // The only wait for the device in an update.
-        let mean = |name: &str, term: fn(&Terms) -> Option<&Tensor>| -> Result<Option<f64>, StepError> {
-            let values = passes.iter().filter_map(term).map(|t| t.to_scalar::<f32>().map(f64::from));
-            let values = kernel(name, || values.collect::<candle_core::Result<Vec<f64>>>())?;
-            let mut mean = [values.iter().sum::<f64>() / (values.len() * world.size()).max(1) as f64];
-            // A loss that is no number in one process is none in any: all stop together.
-            world.sum(&mut mean)?;
-            match (!values.is_empty()).then_some(mean[0]) {
-                Some(value) if !value.is_finite() => Err(StepError::NonFinite { term: name.into(), value, step }),
-                mean => Ok(mean),
-            }
-        };
-        let feature = mean("the feature loss", |terms| terms.feature.as_ref())?;
-        let attention = mean("the attention loss", |terms| terms.attention.as_ref())?;
-        let pixels = mean("the pixel loss", |terms| terms.pixels.as_ref())?;
-        let grad_norm = kernel("gradient norm", || norm(self.parameters.gradients()))?;
-        if !grad_norm.is_finite() || self.step == 0 {
-            self.inspect_gradients(&written, step)?;
-        }
-        let loss = [feature, attention, pixels].into_iter().flatten().sum();
-        Ok((StepReport { step, loss, feature, attention, pixels, grad_norm }, intermediates))
+    /// The other processes cannot be reached.
+    pub fn update<'s, 'w>(
+        &'s mut self,
+        micro_batches: usize,
+        world: &'w World,
+    ) -> Result<Update<'s, 'b, 'w>, StepError> {
+        let sum = Some(world.reduction(self.parameters.gradients())?);
+        let written = vec![false; self.parameters.slots().len()];
+        Ok(Update { step: self, world, micro_batches, written, sum, passes: Vec::new(), seen: None })
     }
 
     /// Names the parameter whose gradient is not finite or, in the first update, zero.
