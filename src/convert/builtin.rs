@@ -10,9 +10,12 @@ const FILES: &[(&str, &str)] = &[
     ("hf-vit", include_str!("../../converters/hf-vit.toml")),
     ("ibot", include_str!("../../converters/ibot.toml")),
     ("mae", include_str!("../../converters/mae.toml")),
+    ("mmpretrain", include_str!("../../converters/mmpretrain.toml")),
+    ("mmseg", include_str!("../../converters/mmseg.toml")),
     ("moco-v3", include_str!("../../converters/moco-v3.toml")),
     ("tec", include_str!("../../converters/tec.toml")),
     ("timm", include_str!("../../converters/timm.toml")),
+    ("vitdet", include_str!("../../converters/vitdet.toml")),
 ];
 
 impl Mapping {
