@@ -1,5 +1,7 @@
 //! Exported graphs against the eager forward.
 
+mod dynamic;
+
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +16,7 @@ use tec_zoo::model::{
 use tec_zoo::onnx::runtime::{Images, Runtime, RuntimeError, RuntimeOptions, Session, find_ort_library};
 use tec_zoo::onnx::{
     Adapters, AttributeValue, CheckOptions, DimInfo, ExportError, ExportOptions, ModelInfo, Purpose, Reference,
-    RuntimeVerdict, Target, check, export,
+    RuntimeVerdict, Size, Target, check, export,
 };
 
 /// Values around zero, the same everywhere.
@@ -24,6 +26,20 @@ fn noise(count: usize, seed: &mut u32) -> Vec<f32> {
         (*seed >> 8) as f32 / (1 << 24) as f32 - 0.5
     };
     (0..count).map(|_| next()).collect()
+}
+
+/// Writes what `values` makes of each parameter's name and size as an f32 model.
+fn write_tensors(path: &Path, vit: &VitConfig, mut values: impl FnMut(&str, usize) -> Vec<f32>) {
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = vit_parameters(vit)
+        .iter()
+        .map(|spec| {
+            let bytes = values(&spec.name, spec.elements()).into_iter().flat_map(f32::to_le_bytes).collect();
+            (spec.name.clone(), spec.shape.clone(), bytes)
+        })
+        .collect();
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
 fn write_weights(path: &Path, specs: &[ParameterSpec], dtype: Dtype, seed: &mut u32) {
@@ -58,6 +74,10 @@ struct Nano {
     layer_scale: bool,
     registers: usize,
     dtype: Dtype,
+    image_size: [usize; 2],
+    patch: usize,
+    depth: usize,
+    resample: Resample,
 }
 
 impl Default for Nano {
@@ -71,6 +91,10 @@ impl Default for Nano {
             layer_scale: false,
             registers: 0,
             dtype: Dtype::F32,
+            image_size: [32, 24],
+            patch: 8,
+            depth: 6,
+            resample: Resample::ScaleOffset { offset: 0.1 },
         }
     }
 }
@@ -81,15 +105,15 @@ impl Nano {
         Self { adapters: false, mlp: Mlp::SwiGlu, layer_scale: true, registers: 3, ..Self::default() }
     }
 
-    /// A model of 6 blocks, 16 wide, 4 heads, 8-pixel patches of 32×24 images, in `dir`.
+    /// A model 16 wide with 4 heads, of 6 blocks and 8-pixel patches of 32×24 images unless told otherwise, in `dir`.
     fn write(self, dir: &Path) -> Canonical {
         let adapters =
             AdapterConfig { groups: 2, blocks_per_group: 3, mlp_width: 24, norm_eps: 1e-5, input_mlp_width: Some(64) };
         let vit = VitConfig {
-            image_size: [32, 24],
-            patch_size: 8,
+            image_size: self.image_size,
+            patch_size: self.patch,
             width: 16,
-            depth: 6,
+            depth: self.depth,
             heads: 4,
             mlp_width: 40,
             mlp: self.mlp,
@@ -98,7 +122,7 @@ impl Nano {
             norm_eps: 1e-6,
             activation: self.activation,
             final_norm: self.final_norm,
-            position: PositionConfig { kind: PositionKind::Learned, resample: Resample::ScaleOffset { offset: 0.1 } },
+            position: PositionConfig { kind: PositionKind::Learned, resample: self.resample },
             classifier: self.classifier,
             adapters: self.adapters.then_some(adapters),
             decoder: None,
@@ -316,7 +340,8 @@ fn layer_scale_registers_and_swiglu_export_right_in_every_variant() {
             for (target, able) in [(Target::Portable, runtimes()), (Target::Ort, without_candle())] {
                 for size in [[32, 24], [40, 64]] {
                     let purpose = purpose.clone();
-                    let options = ExportOptions { purpose, adapters, target, size: Some(size), ..Default::default() };
+                    let options =
+                        ExportOptions { purpose, adapters, target, size: Size::Fixed(size), ..Default::default() };
                     export(&model, &path, &options).unwrap();
                     agrees(&model, &path, size, &able);
                     let info = is_tidy(&path);
@@ -351,7 +376,7 @@ fn another_size_bakes_the_resampled_position_table() {
     let path = file(&dir, "x.onnx");
     let size = [40, 64];
     for (target, able) in [(Target::Portable, runtimes()), (Target::Ort, without_candle())] {
-        let options = ExportOptions { size: Some(size), target, ..Default::default() };
+        let options = ExportOptions { size: Size::Fixed(size), target, ..Default::default() };
         let report = export(&model, &path, &options).unwrap();
         assert_eq!(report.outputs[0].shape, ["batch", "41", "16"]);
         agrees(&model, &path, size, &able);
@@ -368,7 +393,7 @@ fn a_size_that_is_no_whole_number_of_patches_is_refused_with_the_nearest_that_is
     let model = Nano::default().write(&file(&dir, "nano"));
     for size in [[33, 24], [0, 8], [1 << 20, 8]] {
         let path = file(&dir, "x.onnx");
-        let refused = export(&model, &path, &ExportOptions { size: Some(size), ..Default::default() });
+        let refused = export(&model, &path, &ExportOptions { size: Size::Fixed(size), ..Default::default() });
         let Err(error @ ExportError::Size { .. }) = refused else { panic!("{refused:?}") };
         assert!(error.to_string().contains("--size "), "{error}");
         assert!(!path.exists());
@@ -479,7 +504,8 @@ fn the_same_model_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let model = Nano::default().write(&file(&dir, "nano"));
     for target in [Target::Portable, Target::Ort] {
-        let options = ExportOptions { adapters: Adapters::Keep, target, size: Some([64, 64]), ..Default::default() };
+        let options =
+            ExportOptions { adapters: Adapters::Keep, target, size: Size::Fixed([64, 64]), ..Default::default() };
         let [a, b] = ["a.onnx", "b.onnx"].map(|name| {
             let path = file(&dir, name);
             export(&model, &path, &options).unwrap();

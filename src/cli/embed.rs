@@ -10,7 +10,7 @@ use crate::data::{Batch, FeatureFile, ImageBatches, Input};
 use crate::kernels::Eager;
 use crate::model::{Canonical, FeatureOutput, Vit};
 use crate::onnx::runtime::{Images, Runtime, Session};
-use crate::onnx::{ExportOptions, Purpose, Target, export};
+use crate::onnx::{ExportOptions, Purpose, Size, Target, export};
 
 /// Features of images, as a safetensors file
 #[derive(Debug, clap::Args)]
@@ -141,7 +141,7 @@ fn open(args: &Args, model: &Canonical, size: [usize; 2]) -> Result<(Session, [u
     let options = ExportOptions {
         target: if args.runtime == Runtime::Ort { Target::Ort } else { Target::Portable },
         purpose: Purpose::Features(args.outputs.clone()),
-        size: Some(size),
+        size: Size::Fixed(size),
         ..ExportOptions::default()
     };
     export(model, path, &options)?;

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
-use crate::onnx::{Adapters, CheckOptions, ExportOptions, Purpose, Reference, Target, check, export};
+use crate::onnx::{Adapters, CheckOptions, ExportOptions, Purpose, Reference, Size, Target, check, export};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum For {
@@ -92,7 +92,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
             AdaptersArg::Keep => Adapters::Keep,
         },
         purpose,
-        size: args.size,
+        size: args.size.map_or(Size::Native, Size::Fixed),
         ..ExportOptions::default()
     };
     let written = export(&model, &args.out, &options)?;

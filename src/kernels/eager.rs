@@ -158,6 +158,7 @@ impl<'a> Eager<'a> {
 
 impl Ops for Eager<'_> {
     type Value = Tensor;
+    type Grid = [usize; 2];
     type Error = KernelError;
 
     fn parameter(&mut self, name: &str) -> Result<Tensor, KernelError> {

@@ -4,11 +4,11 @@ use super::{Activation, Resample};
 
 /// Which position table is wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PositionRequest {
+pub struct PositionRequest<G = [usize; 2]> {
     /// Grid `[rows, columns]` the stored table is for.
     pub native: [usize; 2],
     /// Grid of the image at hand.
-    pub grid: [usize; 2],
+    pub grid: G,
     /// The family's rule.
     pub resample: Resample,
 }
@@ -22,6 +22,8 @@ pub struct PositionRequest {
 pub trait Ops {
     /// A tensor, or the name of one.
     type Value: Clone;
+    /// Patches `[rows, columns]` of the images at hand, as this implementation knows them.
+    type Grid: Copy;
     /// What can go wrong.
     type Error;
 
@@ -33,7 +35,7 @@ pub trait Ops {
 
     /// The position table (1, 1 + rows·columns, C), class row first, resampled where `native` and `grid` differ. A table
     /// stored without class row is returned without: (1, rows·columns, C).
-    fn position(&mut self, name: &str, request: &PositionRequest) -> Result<Self::Value, Self::Error>;
+    fn position(&mut self, name: &str, request: &PositionRequest<Self::Grid>) -> Result<Self::Value, Self::Error>;
 
     /// Rows `start..start + len` of the token axis of (b, T, C).
     fn tokens(&mut self, x: &Self::Value, start: usize, len: Option<usize>) -> Result<Self::Value, Self::Error>;

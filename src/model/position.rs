@@ -9,9 +9,9 @@
 use super::Resample;
 
 /// The convolution coefficient of PyTorch's bicubic without antialiasing.
-const CUBIC: f64 = -0.75;
+pub(crate) const CUBIC: f64 = -0.75;
 /// The one it takes from PIL with antialiasing.
-const CUBIC_ANTIALIAS: f64 = -0.5;
+pub(crate) const CUBIC_ANTIALIAS: f64 = -0.5;
 
 /// A dense row-major matrix.
 #[derive(Debug, Clone, PartialEq)]

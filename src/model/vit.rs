@@ -68,7 +68,7 @@ impl<'a> Vit<'a> {
         &self,
         ops: &mut O,
         images: &O::Value,
-        grid: [usize; 2],
+        grid: O::Grid,
     ) -> Result<Features<O::Value>, O::Error> {
         let mut x = self.embed(ops, images, grid)?;
         let mut blocks = Vec::with_capacity(self.config.depth);
@@ -89,7 +89,7 @@ impl<'a> Vit<'a> {
     }
 
     /// Patches, class token, registers and positions: the input of block 0, (B, 1 + R + L, C).
-    pub fn embed<O: Ops>(&self, ops: &mut O, images: &O::Value, grid: [usize; 2]) -> Result<O::Value, O::Error> {
+    pub fn embed<O: Ops>(&self, ops: &mut O, images: &O::Value, grid: O::Grid) -> Result<O::Value, O::Error> {
         let patches = ops.patch_embed(images, "patch_embed.proj", self.config.patch_size)?;
         let cls = ops.parameter("cls_token")?;
         let request = PositionRequest { native: self.config.grid(), grid, resample: self.config.position.resample };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::graph::{BATCH, Dim};
+use super::graph::{Extent, GRID, SIDES};
 use super::metadata;
 use super::record::Record;
 use super::target::{Dialect, Target};
@@ -43,6 +43,19 @@ pub enum Purpose {
     Features(Vec<FeatureOutput>),
 }
 
+/// Which images a graph takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Size {
+    /// The size the model's position table was made for.
+    #[default]
+    Native,
+    /// `[H, W]` in pixels, whole patches both; the position table is resampled once, for this size.
+    Fixed([usize; 2]),
+    /// Any height and width: the graph resamples the position table itself. A rest that is no whole patch is cut off, as
+    /// the patch convolution does.
+    Dynamic,
+}
+
 /// What to export.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
@@ -54,8 +67,8 @@ pub struct ExportOptions {
     pub adapters: Adapters,
     /// Outputs.
     pub purpose: Purpose,
-    /// Image `[H, W]`; `None` for the model's native size.
-    pub size: Option<[usize; 2]>,
+    /// Image size.
+    pub size: Size,
     /// The model's name in the metadata; `None` for the directory's.
     pub model_id: Option<String>,
     /// Bytes of weights above which they go to `FILE.onnx.data`.
@@ -69,7 +82,7 @@ impl Default for ExportOptions {
             opset: None,
             adapters: Adapters::default(),
             purpose: Purpose::default(),
-            size: None,
+            size: Size::default(),
             model_id: None,
             external_above: MESSAGE_LIMIT,
         }
@@ -167,7 +180,7 @@ impl ExportError {
 pub struct OutputInfo {
     /// Name.
     pub name: String,
-    /// Shape; `batch` is chosen at run time.
+    /// Shape; an axis with a name is chosen at run time.
     pub shape: Vec<String>,
 }
 
@@ -203,12 +216,15 @@ pub struct ExportReport {
 pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result<ExportReport, ExportError> {
     let dialect = Dialect::new(options.target, options.opset)?;
     let vit = &model.config().vit;
-    let size = options.size.unwrap_or(vit.image_size);
-    let grid = grid(vit, size)?;
+    let (sides, grid) = match options.size {
+        Size::Native => fixed(vit, vit.image_size)?,
+        Size::Fixed(size) => fixed(vit, size)?,
+        Size::Dynamic => (SIDES, GRID),
+    };
     validate(vit, &options.purpose, options.adapters)?;
 
     let mut record = Record::new(model, dialect);
-    let images = record.input(INPUT, size);
+    let images = record.input(INPUT, sides);
     let outputs = outputs(model.config(), &mut record, &images, grid, &options.purpose, options.adapters)?;
     for (name, value) in &outputs {
         match options.purpose {
@@ -229,7 +245,10 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
         outputs: graph
             .outputs
             .iter()
-            .map(|output| OutputInfo { name: output.name.clone(), shape: shape(&output.dims) })
+            .map(|output| {
+                let shape = output.dims.iter().map(Extent::to_string).collect();
+                OutputInfo { name: output.name.clone(), shape }
+            })
             .collect(),
     };
     let file = Model {
@@ -237,7 +256,7 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
         opset: dialect.opset,
         graph_name: metadata::model_id(model, options),
         description: metadata::description(model, options),
-        metadata: metadata::entries(model, options, dialect, size),
+        metadata: metadata::entries(model, options, dialect, sides),
         graph,
     };
     let written = file
@@ -246,12 +265,9 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
     Ok(ExportReport { bytes: written.bytes, data: written.data, ..report })
 }
 
-fn shape(dims: &[Dim]) -> Vec<String> {
-    let shown = |dim: &Dim| match dim {
-        Dim::Fixed(size) => size.to_string(),
-        Dim::Batch => BATCH.to_owned(),
-    };
-    dims.iter().map(shown).collect()
+/// The sides of images of one size, and their patches.
+fn fixed(vit: &VitConfig, size: [usize; 2]) -> Result<([Extent; 2], [Extent; 2]), ExportError> {
+    Ok((size.map(Extent::Fixed), grid(vit, size)?.map(Extent::Fixed)))
 }
 
 /// Patches `[rows, columns]` of an image of `size`.
@@ -274,7 +290,7 @@ pub(super) fn outputs<O: Ops>(
     config: &ModelConfig,
     ops: &mut O,
     images: &O::Value,
-    grid: [usize; 2],
+    grid: O::Grid,
     purpose: &Purpose,
     adapters: Adapters,
 ) -> Result<Vec<(String, O::Value)>, O::Error> {

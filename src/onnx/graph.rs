@@ -25,20 +25,40 @@ pub(super) struct Node {
     pub(super) attributes: Vec<(&'static str, Attribute)>,
 }
 
-/// A dimension of an input or output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dim {
-    /// Known now.
+/// The length of an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// Known when the graph is written.
     Fixed(usize),
-    /// The batch, chosen at run time.
-    Batch,
+    /// Chosen at run time; axes of one name have one length.
+    Free(&'static str),
+}
+
+/// The batch, in every graph.
+pub(super) const BATCH: Extent = Extent::Free("batch");
+/// An image's sides in pixels.
+pub(super) const SIDES: [Extent; 2] = [Extent::Free("height"), Extent::Free("width")];
+/// An image's sides in patches.
+pub(super) const GRID: [Extent; 2] = [Extent::Free("rows"), Extent::Free("columns")];
+/// Rows times columns.
+pub(super) const PATCHES: Extent = Extent::Free("patches");
+/// Prefix tokens and patches.
+pub(super) const TOKENS: Extent = Extent::Free("tokens");
+
+impl std::fmt::Display for Extent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(length) => write!(f, "{length}"),
+            Self::Free(name) => f.write_str(name),
+        }
+    }
 }
 
 /// An input or output of the graph: always f32.
 #[derive(Debug, Clone)]
 pub(super) struct ValueInfo {
     pub(super) name: String,
-    pub(super) dims: Vec<Dim>,
+    pub(super) dims: Vec<Extent>,
 }
 
 /// Element types of what this tool writes.
@@ -50,7 +70,7 @@ pub(super) enum Element {
 
 impl Element {
     /// `TensorProto.DataType`.
-    pub(super) fn code(self) -> u64 {
+    pub(super) const fn code(self) -> u64 {
         match self {
             Self::F32 => 1,
             Self::I64 => 7,
@@ -66,9 +86,6 @@ pub(super) struct Initializer<'a> {
     pub(super) dims: Vec<usize>,
     pub(super) payload: Payload<'a>,
 }
-
-/// The name of the dynamic dimension.
-pub(super) const BATCH: &str = "batch";
 
 /// Everything between a model's inputs and outputs.
 #[derive(Debug, Clone, Default)]
@@ -165,8 +182,8 @@ impl ValueInfo {
         for dim in &self.dims {
             let mut out = Message::default();
             match dim {
-                Dim::Fixed(size) => out.varint(1, *size as u64),
-                Dim::Batch => out.string(2, BATCH),
+                Extent::Fixed(length) => out.varint(1, *length as u64),
+                Extent::Free(name) => out.string(2, name),
             }
             shape.message(1, &out);
         }

@@ -2,6 +2,7 @@
 //! weights come from. Plain texts and JSON arrays; no time stamps, so that equal models give equal files.
 
 use super::export::{Adapters, ExportOptions, Purpose};
+use super::graph::Extent;
 use super::target::Dialect;
 use crate::model::{Canonical, Mlp, ModelConfig};
 
@@ -46,7 +47,7 @@ pub(super) fn entries(
     model: &Canonical,
     options: &ExportOptions,
     dialect: Dialect,
-    size: [usize; 2],
+    sides: [Extent; 2],
 ) -> Vec<(String, String)> {
     let ModelConfig { family, vit, feature, preprocessing, provenance, licence, .. } = model.config();
     let patch = vit.patch_size;
@@ -65,6 +66,10 @@ pub(super) fn entries(
         (Adapters::Drop, Some(_)) => "dropped",
         (Adapters::Drop, None) => "none",
     };
+    let (image_size, grid) = match sides {
+        [Extent::Fixed(height), Extent::Fixed(width)] => (json([height, width]), json([height / patch, width / patch])),
+        _ => ("any".to_owned(), String::new()),
+    };
     let entries = [
         ("model", model_id(model, options)),
         ("family", family.clone()),
@@ -79,9 +84,9 @@ pub(super) fn entries(
         ("std", json(preprocessing.std)),
         ("interpolation", json(preprocessing.interpolation)),
         ("crop_pct", json(preprocessing.crop_pct)),
-        ("image_size", json(size)),
+        ("image_size", image_size),
         ("patch_size", json(patch)),
-        ("grid", json([size[0] / patch, size[1] / patch])),
+        ("grid", grid),
         ("native_image_size", json(vit.image_size)),
         ("resample", json(vit.position.resample)),
         ("prefix_tokens", json(vit.prefix_tokens())),

@@ -22,7 +22,8 @@ pub use check::{
     CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, OutputCheck, Reference, RuntimeCheck,
     RuntimeVerdict, check, export_checked,
 };
-pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Purpose, export};
+pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Purpose, Size, export};
+pub use graph::Extent;
 pub use read::{AttributeValue, DimInfo, InitializerInfo, InterfaceInfo, ModelInfo, NodeInfo, ReadError};
 pub use record::{Record, Value};
 pub use target::Target;

@@ -16,7 +16,7 @@ const BAND: usize = 1 << 20;
 pub(super) enum Payload<'a> {
     /// Made by the exporter: shapes, indices, a resampled position table.
     Own(Vec<u8>),
-    /// A parameter as it stands.
+    /// A parameter as it stands, or the rows of one that `bytes` holds.
     Stored(TensorView<'a>),
     /// A parameter (out, in) written (in, out).
     Transposed(TensorView<'a>),
@@ -59,7 +59,7 @@ impl Payload<'_> {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Own(bytes) => bytes.len() as u64,
-            Self::Stored(view) | Self::Transposed(view) => view.shape.iter().product::<usize>() as u64 * 4,
+            Self::Stored(view) | Self::Transposed(view) => (view.bytes.len() / width(view.dtype)) as u64 * 4,
         }
     }
 

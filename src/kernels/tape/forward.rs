@@ -9,6 +9,7 @@ use crate::model::{Activation, Ops, PositionRequest, position};
 
 impl Ops for Tape<'_> {
     type Value = Var;
+    type Grid = [usize; 2];
     type Error = KernelError;
 
     fn parameter(&mut self, name: &str) -> std::result::Result<Var, KernelError> {
