@@ -92,7 +92,7 @@ fn a_table_made_in_the_graph_is_the_one_made_in_f64() {
                 let worst = outputs[0].values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert_eq!(outputs[0].values.len(), expected.len());
                 // Of values up to 1: a weight's rounding is 2⁻²⁴ times a few.
-                assert!(worst <= 2e-6, "{runtime} {rule:?} {grid:?}: {worst:e}");
+                assert!(worst <= 4e-6, "{runtime} {rule:?} {grid:?}: {worst:e}");
                 if grid == [14, 14] {
                     assert!(worst == 0.0, "{runtime} {rule:?}: the native table is moved by {worst:e}");
                 }
