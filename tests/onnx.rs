@@ -1,6 +1,7 @@
 //! Exported graphs against the eager forward.
 
 mod dynamic;
+mod maps;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ fn write_weights(path: &Path, specs: &[ParameterSpec], dtype: Dtype, seed: &mut 
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = specs
         .iter()
         .map(|spec| {
-            let norm = spec.name.contains("norm") && spec.name.ends_with("weight");
+            let norm = spec.name.contains("norm") && (spec.name.ends_with("weight") || spec.name.ends_with("_var"));
             let values =
                 noise(spec.elements(), seed).into_iter().map(|value| if norm { 1.0 + value } else { value * 0.5 });
             let bytes = match dtype {
@@ -119,6 +120,10 @@ impl Nano {
             mlp: self.mlp,
             layer_scale: self.layer_scale,
             registers: self.registers,
+            class_token: true,
+            window: None,
+            relative_position: None,
+            neck: None,
             norm_eps: 1e-6,
             activation: self.activation,
             final_norm: self.final_norm,

@@ -7,7 +7,9 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
-use crate::onnx::{Adapters, CheckOptions, ExportOptions, Purpose, Reference, Size, Target, check, export};
+use crate::onnx::{
+    Adapters, CheckOptions, ExportOptions, LevelNorm, MapOptions, Purpose, Reference, Size, Target, check, export,
+};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum For {
@@ -17,6 +19,26 @@ enum For {
     Classification,
     /// Maps of the blocks in --levels: `level0`, `level1`, …
     Levels,
+    /// What UperNet reads: `p2` to `p5` at strides 4 to 32 through the model's own neck, or four maps for a neck downstream
+    Upernet,
+    /// What iBOT's Cascade Mask R-CNN reads: the same
+    CascadeMaskRcnn,
+    /// What ViTDet reads: `last_feat` of a backbone with windows, and `p2` to `p6` where the model carries the pyramid
+    Vitdet,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NormArg {
+    /// Outputs of blocks
+    Raw,
+    /// Those through the encoder's final norm
+    Final,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PyramidArg {
+    /// Strides 4, 8, 16 and 32 by repetition and 2×2 maxima
+    ParameterFree,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -38,7 +60,9 @@ enum TargetArg {
 #[command(after_help = "Examples:
   tec-zoo export ibot --out ibot.onnx
   tec-zoo export tec --out tec.onnx --adapters keep --target ort
-  tec-zoo export mae --out levels.onnx --for levels --levels 3,5,7,11 --size 512x512")]
+  tec-zoo export mae --out levels.onnx --for levels --levels 3,5,7,11 --size 512x512
+  tec-zoo export upernet-mae --out segmenter.onnx --for upernet
+  tec-zoo export mae --out detector.onnx --for vitdet --size 1024x1024")]
 pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
     model: String,
@@ -48,9 +72,15 @@ pub(super) struct Args {
     /// What the graph gives
     #[arg(long = "for", value_enum, default_value = "tokens")]
     purpose: For,
-    /// Blocks whose maps --for levels gives
+    /// Blocks whose maps are given; --for upernet and cascade-mask-rcnn have their own: 3,5,7,11 of twelve
     #[arg(long, value_delimiter = ',', value_name = "BLOCKS")]
     levels: Vec<usize>,
+    /// Whether levels go through the final norm; --for upernet and cascade-mask-rcnn do as their authors do for the family
+    #[arg(long, value_enum)]
+    norm: Option<NormArg>,
+    /// Scale the levels without learned layers: places repeated, maxima
+    #[arg(long, value_enum)]
+    pyramid: Option<PyramidArg>,
     /// TEC's encoder adapter: left out, or kept with its output `adapted`
     #[arg(long, value_enum, default_value = "drop")]
     adapters: AdaptersArg,
@@ -71,15 +101,38 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+fn purpose(args: &Args) -> Result<Purpose, Usage> {
+    let maps = || MapOptions {
+        levels: args.levels.clone(),
+        norm: args.norm.map(|norm| match norm {
+            NormArg::Raw => LevelNorm::Raw,
+            NormArg::Final => LevelNorm::Final,
+        }),
+        parameter_free: args.pyramid.is_some(),
+    };
     let purpose = match args.purpose {
         For::Tokens => Purpose::Tokens,
         For::Classification => Purpose::Classification,
         For::Levels => Purpose::Levels(args.levels.clone()),
+        For::Upernet => Purpose::UperNet(maps()),
+        For::CascadeMaskRcnn => Purpose::CascadeMaskRcnn(maps()),
+        For::Vitdet => Purpose::VitDet,
     };
-    if !args.levels.is_empty() && !matches!(purpose, Purpose::Levels(_)) {
-        return Err(Usage("--levels means something with --for levels only".into()).into());
+    let pyramids = matches!(purpose, Purpose::UperNet(_) | Purpose::CascadeMaskRcnn(_));
+    for (flag, given, means) in [
+        ("--levels", !args.levels.is_empty(), pyramids || matches!(purpose, Purpose::Levels(_))),
+        ("--norm", args.norm.is_some(), pyramids),
+        ("--pyramid", args.pyramid.is_some(), pyramids),
+    ] {
+        if given && !means {
+            return Err(Usage(format!("{flag} means nothing with --for {}", purpose.name())));
+        }
     }
+    Ok(purpose)
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let purpose = purpose(args)?;
     let model = registry::open(&args.model)?;
     let options = ExportOptions {
         target: match args.target {

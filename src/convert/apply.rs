@@ -136,12 +136,11 @@ pub(crate) fn claim_destination(out: &Path, overwrite: bool) -> Result<(), Conve
         }
         Ok(_) => {}
     }
-    let known = [ModelFile::Model, ModelFile::Adapters, ModelFile::Decoder, ModelFile::Golden, ModelFile::Config];
     let mut empty = true;
     for entry in std::fs::read_dir(out).map_err(io("read", out))? {
         let name = entry.map_err(io("read", out))?.file_name();
         empty = false;
-        if !known.iter().any(|file| name == file.name()) {
+        if !ModelFile::ALL.iter().any(|file| name == file.name()) {
             let why = format!("holds `{}`, which no model has", name.to_string_lossy());
             return taken(why, "give the name of a new directory; this one is never replaced");
         }

@@ -31,10 +31,6 @@ const FORMAT: u32 = 1;
 const MAX_INDEX: u64 = 16 << 20;
 const MAX_MODELS: usize = 10_000;
 const BUFFER: usize = 1 << 20;
-/// Files of a model, in the order they are packed in.
-const FILES: [ModelFile; 5] =
-    [ModelFile::Config, ModelFile::Model, ModelFile::Adapters, ModelFile::Decoder, ModelFile::Golden];
-
 /// A bundle that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Bundled {
@@ -139,7 +135,7 @@ fn pack(store: &Store, name: &str, dir: &Path) -> Result<Packed, FetchError> {
     }
     Canonical::open(dir)?;
     let mut files = Vec::new();
-    for file in FILES {
+    for file in ModelFile::ALL {
         let path = dir.join(file.name());
         if path.is_file() {
             let mut hash = Sha256::new();
@@ -345,8 +341,11 @@ fn judge(index: &Index) -> Result<(), String> {
         if !is_name(&model.name) {
             return Err("one of its models has a name no model can have".to_owned());
         }
-        let places: Option<Vec<usize>> =
-            model.files.iter().map(|packed| FILES.iter().position(|file| file.name() == packed.name)).collect();
+        let places: Option<Vec<usize>> = model
+            .files
+            .iter()
+            .map(|packed| ModelFile::ALL.iter().position(|file| file.name() == packed.name))
+            .collect();
         let Some(places) = places.filter(|places| places.is_sorted_by(|a, b| a < b)) else {
             return Err(format!("`{}` has files no model has, or in another order", model.name));
         };

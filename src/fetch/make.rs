@@ -199,7 +199,7 @@ fn replayed(_: &Path, _: &Manifest, _: &Path, structure: Checked) -> Result<Chec
 /// sha256 over name, type, shape and bytes of every tensor of a model directory, each preceded by its length.
 fn tensors(dir: &Path) -> Result<String, FetchError> {
     let mut hash = Sha256::new();
-    for file in [ModelFile::Model, ModelFile::Adapters, ModelFile::Decoder] {
+    for file in [ModelFile::Model, ModelFile::Adapters, ModelFile::Neck, ModelFile::Decoder] {
         let path = dir.join(file.name());
         if !path.is_file() {
             continue;

@@ -49,11 +49,11 @@ pub fn of_model(name: &str, model: &Canonical) -> Result<Fingerprint, IdentifyEr
     let config = model.config();
     let decoder = model.dir().join(ModelFile::Decoder.name());
     let decoder = if decoder.is_file() { Some(Weights::open(&decoder)?) } else { None };
-    // What is computed when a checkpoint is converted, no checkpoint holds: TEC's class token; and where there are
-    // registers, the class token with its row of the position table, and the table without it.
+    // What is computed when a checkpoint is converted, no checkpoint holds: TEC's class token; where there are
+    // registers, the class token with its row of the position table; and a table that lost that row.
     let computed = |name: &str| match name {
         "cls_token" => config.vit.registers > 0 || config.provenance.converter == "tec",
-        "pos_embed" => config.vit.registers > 0,
+        "pos_embed" => !config.vit.has_class_position(),
         _ => false,
     };
     let files = [Some(model.model()), model.adapters(), decoder.as_ref()];

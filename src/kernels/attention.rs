@@ -4,13 +4,14 @@
 
 use std::mem::MaybeUninit;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::gemm::{self, Number, Scratch, with_scratch};
+use super::relative::Relative;
 use super::rows::{softmax, softmax_gradient};
 use super::simd::{Isa, Lane, Task, dispatch, vectors};
-use super::slices::{self, Disjoint, by_dtype, read};
+use super::slices::{self, Disjoint, Element, by_dtype, read};
 
 const NAME: &str = "attention";
 
@@ -23,13 +24,27 @@ pub(crate) fn forward(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     if qkv.device().is_cuda() {
         return super::cuda::attention::forward(qkv, heads);
     }
+    forward_with(qkv, heads, None)
+}
+
+/// [`forward`] with what `relative` adds to the logits; on the CPU.
+pub(crate) fn forward_relative(qkv: &Tensor, heads: usize, relative: &Relative) -> Result<Tensor> {
+    if !matches!(qkv.device(), Device::Cpu) {
+        candle_core::bail!("{NAME}: relative positions are computed on the CPU only");
+    }
+    let shape = Heads::of(qkv, heads)?;
+    relative.check(shape.tokens, heads, shape.d)?;
+    forward_with(qkv, heads, Some(relative))
+}
+
+fn forward_with(qkv: &Tensor, heads: usize, relative: Option<&Relative>) -> Result<Tensor> {
     by_dtype!(qkv, NAME, T => {
         let shape = Heads::of(qkv, heads)?;
         let values = read::<T>(qkv, NAME)?;
         let fill = |out: &mut [MaybeUninit<T>]| {
             let out = Disjoint(out.as_mut_ptr().cast::<T>());
             (0..shape.batch * heads).into_par_iter().for_each(|index| {
-                with_scratch(|scratch| dispatch(Forward { shape: &shape, qkv: &values, index, out: out.get(), scratch }));
+                with_scratch(|scratch| dispatch(Forward { shape: &shape, qkv: &values, relative, index, out: out.get(), scratch }));
             });
             Ok(())
         };
@@ -106,22 +121,24 @@ impl Heads {
 struct Forward<'a, T> {
     shape: &'a Heads,
     qkv: &'a [T],
+    relative: Option<&'a Relative>,
     index: usize,
     /// (B, T, C), of which nobody else touches this head's channels.
     out: *mut T,
     scratch: &'a mut Scratch,
 }
 
-impl<T: Number> Task for Forward<'_, T> {
+impl<T: Element> Task for Forward<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Isa>(self) {
-        let Self { shape, qkv, index, out, scratch } = self;
+        let Self { shape, qkv, relative, index, out, scratch } = self;
         let &Heads { tokens, width, d, .. } = shape;
         let [q, k, v] = shape.parts(index).map(|at| qkv[at..].as_ptr());
         let stride = 3 * width;
         let scores = scratch.free[0].of(QUERY_ROWS.min(tokens) * tokens);
+        let mut query_values = Vec::new();
         for first in (0..tokens).step_by(QUERY_ROWS) {
             let rows = QUERY_ROWS.min(tokens - first);
             // SAFETY: rows and columns stay within the head's channels of this image; `scores` is ours.
@@ -131,6 +148,13 @@ impl<T: Number> Task for Forward<'_, T> {
                 let to = (f32::rows(scores, tokens), false);
                 gemm::product::<S>([rows, tokens, d], (queries, keys), shape.scale(), to, scratch);
                 for row in 0..rows {
+                    if let Some(relative) = relative {
+                        let query = &qkv[shape.parts(index)[0] + (first + row) * stride..][..d];
+                        query_values.clear();
+                        query_values.extend(query.iter().map(|value| value.wide()));
+                        let logits = std::slice::from_raw_parts_mut(scores.add(row * tokens), tokens);
+                        relative.add(index % shape.heads, first + row, &query_values, logits);
+                    }
                     softmax::<S>(scores.add(row * tokens), tokens);
                 }
                 let (weights, values) = (f32::operand(scores, [tokens, 1]), T::operand(v, [stride, 1]));

@@ -9,8 +9,12 @@ use safetensors::Dtype;
 
 use super::gemm::Packed;
 use super::linear::Weight;
-use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, slices, swiglu, tokens};
-use crate::model::{Activation, Canonical, Features, Ops, PositionRequest, TensorView, Vit, position};
+use super::relative::Relative;
+use super::{KernelError, attention, gelu, layer_norm, layer_scale, linear, maps, slices, swiglu, tokens};
+use crate::model::{
+    Activation, Canonical, Features, Map, Ops, PositionRequest, RelativePosition, RelativeRequest, TensorView, Vit,
+    position,
+};
 
 /// Computes a model's passes in f32, reading each parameter from its map the first time it is named.
 ///
@@ -34,6 +38,8 @@ pub struct Eager<'a> {
     parameters: HashMap<String, Tensor>,
     /// Weights of matrix products, in their precision.
     operands: HashMap<String, Operand>,
+    /// A neck's layers as matrix products, by name: weight and bias.
+    layers: HashMap<String, (Operand, Tensor)>,
     /// Position tables, resampled.
     positions: HashMap<(String, [usize; 2]), (PositionRequest, Tensor)>,
 }
@@ -62,8 +68,9 @@ impl<'a> Eager<'a> {
 
     /// An executor on `device` whose matrix products run in `precision`: F32, or BF16 with sums and norms in f32.
     pub fn on(model: &'a Canonical, device: Device, precision: DType) -> Self {
-        let (parameters, operands, positions) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { model, device, precision, parameters, operands, positions }
+        let (parameters, operands) = (HashMap::new(), HashMap::new());
+        let (layers, positions) = (HashMap::new(), HashMap::new());
+        Self { model, device, precision, parameters, operands, layers, positions }
     }
 
     /// The model.
@@ -90,6 +97,7 @@ impl<'a> Eager<'a> {
     pub fn restore(&mut self, name: &str) {
         self.parameters.remove(name);
         self.operands.remove(name);
+        self.layers.clear();
         self.positions.retain(|(table, _), _| table != name);
     }
 
@@ -127,17 +135,60 @@ impl<'a> Eager<'a> {
         let wide = self.parameter(&weight)?;
         let bias = self.parameter(&format!("{name}.bias"))?;
         // The kernel of a patch convolution is a row.
-        let operand = run(name, || {
-            let rounded = wide.to_dtype(self.precision)?.reshape((wide.dim(0)?, ()))?;
-            match self.device {
-                Device::Cpu => linear::packed(&rounded).map(|packed| Operand::Packed(Arc::new(packed))),
-                _ => Ok(Operand::Stored(rounded)),
-            }
-        })?;
+        let operand = run(name, || self.operand(&wide.reshape((wide.dim(0)?, ()))?))?;
         // One copy is enough.
         self.parameters.remove(&weight);
         self.operands.insert(weight, operand.clone());
         Ok((operand, bias))
+    }
+
+    /// A weight (out, in) as matrix products take it.
+    fn operand(&self, weight: &Tensor) -> candle_core::Result<Operand> {
+        let rounded = weight.to_dtype(self.precision)?;
+        match self.device {
+            Device::Cpu => linear::packed(&rounded).map(|packed| Operand::Packed(Arc::new(packed))),
+            _ => Ok(Operand::Stored(rounded)),
+        }
+    }
+
+    /// A transposed convolution (in, out, 2, 2) and the BatchNorm after it as one Linear in → 4·out.
+    fn upsampling(&mut self, name: &str, norm: Option<(&str, f64)>) -> Result<(Operand, Tensor), KernelError> {
+        if let Some(layer) = self.layers.get(name) {
+            return Ok(layer.clone());
+        }
+        let (mut weight, mut bias) =
+            (self.parameter(&format!("{name}.weight"))?, self.parameter(&format!("{name}.bias"))?);
+        if let Some((norm, eps)) = norm {
+            let mut of = |leaf: &str| self.parameter(&format!("{norm}.{leaf}"));
+            let (gamma, beta, mean, variance) = (of("weight")?, of("bias")?, of("running_mean")?, of("running_var")?);
+            (weight, bias) = run(norm, || {
+                let scale = (gamma / (variance + eps)?.sqrt()?)?;
+                let weight = weight.broadcast_mul(&scale.reshape((1, (), 1, 1))?)?;
+                Ok((weight, (((bias - mean)? * scale)? + beta)?))
+            })?;
+        }
+        let layer = run(name, || {
+            let (inner, _, _, _) = weight.dims4()?;
+            let weight = weight.permute([2, 3, 1, 0])?.contiguous()?.reshape(((), inner))?;
+            Ok((self.operand(&weight)?, Tensor::cat(&[&bias, &bias, &bias, &bias], 0)?))
+        })?;
+        self.layers.insert(name.into(), layer.clone());
+        Ok(layer)
+    }
+
+    /// A convolution (out, in, side, side) as a Linear side²·in → out, and its side.
+    fn convolution(&mut self, name: &str) -> Result<(usize, (Operand, Tensor)), KernelError> {
+        let weight = self.parameter(&format!("{name}.weight"))?;
+        let (out, _, side, _) = run(name, || weight.dims4())?;
+        if let Some(layer) = self.layers.get(name) {
+            return Ok((side, layer.clone()));
+        }
+        let layer = run(name, || {
+            let weight = weight.permute([0, 2, 3, 1])?.contiguous()?.reshape((out, ()))?;
+            Ok((self.operand(&weight)?, Tensor::zeros(out, DType::F32, &self.device)?))
+        })?;
+        self.layers.insert(name.into(), layer.clone());
+        Ok((side, layer))
     }
 
     fn linear_to(
@@ -196,6 +247,11 @@ impl Ops for Eager<'_> {
                 run(name, || Tensor::from_vec(values, (1, tokens, width), &self.device))?
             }
         };
+        let [rows, columns] = request.grid;
+        let out = run(name, || match out.dim(1)? {
+            tokens if !request.class_row && tokens == rows * columns + 1 => out.narrow(1, 1, tokens - 1)?.contiguous(),
+            _ => Ok(out),
+        })?;
         self.positions.insert(key, (*request, out.clone()));
         Ok(out)
     }
@@ -259,6 +315,70 @@ impl Ops for Eager<'_> {
 
     fn attention(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor, KernelError> {
         run("attention", || attention::forward(&qkv.contiguous()?, heads))
+    }
+
+    fn fixed_grid(&self, sides: [usize; 2]) -> [usize; 2] {
+        sides
+    }
+
+    fn relative_attention(
+        &mut self,
+        qkv: &Tensor,
+        heads: usize,
+        grid: [usize; 2],
+        relative: &RelativeRequest,
+    ) -> Result<Tensor, KernelError> {
+        let name = &relative.name;
+        let relative = match relative.kind {
+            RelativePosition::Decomposed { .. } => {
+                let (h, w) =
+                    (self.parameter(&format!("{name}.rel_pos_h"))?, self.parameter(&format!("{name}.rel_pos_w"))?);
+                run(name, || Relative::decomposed(&h, &w, grid))?
+            }
+            RelativePosition::Table => {
+                let table = self.parameter(&format!("{name}.relative_position_bias_table"))?;
+                run(name, || Relative::table(&table, grid))?
+            }
+        };
+        run(name, || attention::forward_relative(&qkv.contiguous()?, heads, &relative))
+    }
+
+    fn windows(&mut self, x: &Tensor, grid: [usize; 2], size: usize) -> Result<Tensor, KernelError> {
+        run("windows", || maps::windows(x, grid, size))
+    }
+
+    fn unwindow(&mut self, x: &Tensor, grid: [usize; 2], size: usize) -> Result<Tensor, KernelError> {
+        run("unwindow", || maps::unwindow(x, grid, size))
+    }
+
+    fn upsample(
+        &mut self,
+        map: &Map<Tensor>,
+        name: &str,
+        norm: Option<(&str, f64)>,
+    ) -> Result<Map<Tensor>, KernelError> {
+        let (weight, bias) = self.upsampling(name, norm)?;
+        run(name, || {
+            let x = map.value.to_dtype(self.precision)?;
+            maps::shuffle(&linear::forward(&x, weight.weight(), &bias, None, DType::F32)?, map.grid)
+        })
+    }
+
+    fn conv(&mut self, map: &Map<Tensor>, name: &str) -> Result<Map<Tensor>, KernelError> {
+        let (side, (weight, bias)) = self.convolution(name)?;
+        run(name, || {
+            let layer = |around: &Tensor| linear::forward(around, weight.weight(), &bias, None, DType::F32);
+            let value = maps::around(&map.value.to_dtype(self.precision)?, map.grid, side, layer)?;
+            Ok(Map { value, grid: map.grid })
+        })
+    }
+
+    fn repeat(&mut self, map: &Map<Tensor>, factor: usize) -> Result<Map<Tensor>, KernelError> {
+        run("repeat", || maps::repeat(&map.value, map.grid, factor))
+    }
+
+    fn max_pool(&mut self, map: &Map<Tensor>, side: usize) -> Result<Map<Tensor>, KernelError> {
+        run("max pool", || maps::max_pool(&map.value, map.grid, side))
     }
 
     fn concat_channels(&mut self, parts: &[Tensor]) -> Result<Tensor, KernelError> {

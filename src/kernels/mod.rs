@@ -21,9 +21,11 @@ mod layer_norm;
 mod layer_scale;
 mod linear;
 mod losses;
+mod maps;
 mod normal;
 mod parameters;
 mod product;
+mod relative;
 mod row_logits;
 mod rows;
 mod simd;
@@ -80,6 +82,12 @@ pub enum KernelError {
     /// The position table does not fit.
     #[error("cannot place the patches: {0}")]
     Position(#[from] PositionError),
+    /// An operation is computed forwards only.
+    #[error("`{operation}` has no gradient here: segmenters and detectors are not trained, only exported")]
+    NoGradient {
+        /// The operation, or its parameter.
+        operation: String,
+    },
     /// An operation was handed shapes it cannot work on.
     #[error("`{operation}` cannot be computed: {source}")]
     Operation {

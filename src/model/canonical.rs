@@ -1,5 +1,5 @@
 //! A model directory in the common format: `model.safetensors` and `config.json`, with `adapters.safetensors`,
-//! `decoder.safetensors` and `golden.safetensors` beside them where they exist.
+//! `neck.safetensors`, `decoder.safetensors` and `golden.safetensors` beside them where they exist.
 //!
 //! Opening one proves that its files hold exactly the parameters its configuration says, before anything reads a value.
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
-use super::{ModelConfig, ParameterSpec, adapter_parameters, vit_parameters};
+use super::{ModelConfig, ParameterSpec, adapter_parameters, neck_parameters, vit_parameters};
 
 /// The files of a model directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum ModelFile {
     Model,
     /// TEC's adapters.
     Adapters,
+    /// A fine-tuned detector's or segmenter's neck.
+    Neck,
     /// A pretraining decoder, with its upstream names.
     Decoder,
     /// Stored activations for `verify`.
@@ -29,11 +31,15 @@ pub enum ModelFile {
 }
 
 impl ModelFile {
+    /// Every file a model directory may have.
+    pub const ALL: [Self; 6] = [Self::Config, Self::Model, Self::Adapters, Self::Neck, Self::Decoder, Self::Golden];
+
     /// File name in the directory.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model.safetensors",
             Self::Adapters => "adapters.safetensors",
+            Self::Neck => "neck.safetensors",
             Self::Decoder => "decoder.safetensors",
             Self::Golden => "golden.safetensors",
             Self::Config => "config.json",
@@ -188,6 +194,7 @@ pub struct Canonical {
     config: ModelConfig,
     model: Weights,
     adapters: Option<Weights>,
+    neck: Option<Weights>,
 }
 
 impl Canonical {
@@ -204,7 +211,15 @@ impl Canonical {
                 Some(weights)
             }
         };
-        Ok(Self { dir: dir.to_path_buf(), config, model, adapters })
+        let neck = match &config.vit.neck {
+            None => None,
+            Some(neck) => {
+                let weights = Weights::open(&dir.join(ModelFile::Neck.name()))?;
+                weights.require(&neck_parameters(neck, config.vit.width))?;
+                Some(weights)
+            }
+        };
+        Ok(Self { dir: dir.to_path_buf(), config, model, adapters, neck })
     }
 
     /// Reads the `tec_zoo` section of `dir/config.json`.
@@ -256,8 +271,14 @@ impl Canonical {
         self.adapters.as_ref()
     }
 
-    /// A parameter of the backbone or of the adapters; their names never collide.
+    /// The neck's file.
+    pub fn neck(&self) -> Option<&Weights> {
+        self.neck.as_ref()
+    }
+
+    /// A parameter of the backbone, of the adapters or of the neck; their names never collide.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        self.model.get(name).or_else(|| self.adapters.as_ref()?.get(name))
+        let beside = || self.adapters.iter().chain(&self.neck).find_map(|weights| weights.get(name));
+        self.model.get(name).or_else(beside)
     }
 }

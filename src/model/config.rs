@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{Neck, RelativePosition, Window};
+
 /// Architecture of a plain ViT encoder.
 ///
 /// Field names in the JSON are timm's where timm has the thing; the rest lives only in the `tec_zoo` section.
@@ -40,6 +42,18 @@ pub struct VitConfig {
     pub final_norm: bool,
     /// Position table.
     pub position: PositionConfig,
+    /// Whether a class token goes before the patches. Without one the position table has no row for it.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub class_token: bool,
+    /// Windows that blocks attend in, where not all of them see the whole image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// Relative positions, when attention has learned some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_position: Option<RelativePosition>,
+    /// A fine-tuned checkpoint's neck, when it is kept beside the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neck: Option<Neck>,
     /// A fine-tuned checkpoint's head, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<ClassifierConfig>,
@@ -63,9 +77,9 @@ impl VitConfig {
         rows * columns
     }
 
-    /// Tokens before the patches: the class token and the registers.
+    /// Tokens before the patches: the class token, where there is one, and the registers.
     pub fn prefix_tokens(&self) -> usize {
-        1 + self.registers
+        usize::from(self.class_token) + self.registers
     }
 
     /// Tokens of an image of `patches` patches.
@@ -75,7 +89,7 @@ impl VitConfig {
 
     /// Whether the position table begins with a row for the class token.
     pub fn has_class_position(&self) -> bool {
-        self.registers == 0
+        self.class_token && self.registers == 0
     }
 
     /// Rows of the position table.
@@ -116,6 +130,14 @@ impl Mlp {
 
 fn is_zero(count: &usize) -> bool {
     *count == 0
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// A plain MLP's nonlinearity.
@@ -316,9 +338,9 @@ impl ModelConfig {
 
 /// Bounds on what a configuration may ask for: far above any released ViT, far below what could exhaust a machine by
 /// arithmetic alone.
-const MAX_WIDTH: usize = 1 << 16;
+pub(super) const MAX_WIDTH: usize = 1 << 16;
 const MAX_DEPTH: usize = 1 << 10;
-const MAX_SIDE: usize = 1 << 14;
+pub(super) const MAX_SIDE: usize = 1 << 14;
 const MAX_REGISTERS: usize = 1 << 10;
 
 impl VitConfig {
@@ -352,8 +374,15 @@ impl VitConfig {
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(format!("`norm_eps` {} is not a small positive number", self.norm_eps));
         }
+        self.validate_attention()?;
+        if let Some(neck) = &self.neck {
+            neck.validate()?;
+        }
         if let Some(classifier) = &self.classifier {
             within("classifier.classes", classifier.classes, 1 << 20)?;
+            if !classifier.fc_norm && !self.class_token {
+                return Err("`classifier` without `fc_norm` reads a class token, and `class_token` is false".into());
+            }
         }
         if let Some(adapters) = &self.adapters {
             within("adapters.groups", adapters.groups, MAX_DEPTH)?;

@@ -1,6 +1,6 @@
 //! The few coarse operations a ViT needs.
 
-use super::{Activation, Resample};
+use super::{Activation, Map, RelativeRequest, Resample};
 
 /// Which position table is wanted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -11,6 +11,8 @@ pub struct PositionRequest<G = [usize; 2]> {
     pub grid: G,
     /// The family's rule.
     pub resample: Resample,
+    /// Whether a row for the class token is wanted; without, one that is stored is left out.
+    pub class_row: bool,
 }
 
 /// The operations a forward pass is written in: [`crate::kernels::Eager`] computes them, [`crate::onnx::Record`]
@@ -33,8 +35,8 @@ pub trait Ops {
     /// (B, 3, H, W) → (B, L, C): non-overlapping patches through the Linear that `name` stores as a convolution.
     fn patch_embed(&mut self, images: &Self::Value, name: &str, patch: usize) -> Result<Self::Value, Self::Error>;
 
-    /// The position table (1, 1 + rows·columns, C), class row first, resampled where `native` and `grid` differ. A table
-    /// stored without class row is returned without: (1, rows·columns, C).
+    /// The position table (1, 1 + rows·columns, C), class row first, resampled where `native` and `grid` differ; or
+    /// (1, rows·columns, C), without.
     fn position(&mut self, name: &str, request: &PositionRequest<Self::Grid>) -> Result<Self::Value, Self::Error>;
 
     /// Rows `start..start + len` of the token axis of (b, T, C).
@@ -75,6 +77,56 @@ pub trait Ops {
 
     /// (B, T, 3·C), channels `[q | k | v]` each split in heads → (B, T, C): softmax(q·kᵀ·head_width^-0.5)·v.
     fn attention(&mut self, qkv: &Self::Value, heads: usize) -> Result<Self::Value, Self::Error>;
+
+    /// A grid of a known size.
+    fn fixed_grid(&self, sides: [usize; 2]) -> Self::Grid;
+
+    /// [`Ops::attention`] whose logits depend on where queries and keys lie on `grid`, as `relative` says; (B, T, 3·C) →
+    /// (B, T, C).
+    fn relative_attention(
+        &mut self,
+        qkv: &Self::Value,
+        heads: usize,
+        grid: Self::Grid,
+        relative: &RelativeRequest,
+    ) -> Result<Self::Value, Self::Error>;
+
+    /// A map cut in windows of `size` × `size`, after rows of zeros at its bottom and columns at its right made them whole:
+    /// (B, rows·columns, C) → (B·windows, size², C).
+    fn windows(&mut self, x: &Self::Value, grid: Self::Grid, size: usize) -> Result<Self::Value, Self::Error>;
+
+    /// The way back, padding cut off: (B·windows, size², C) → (B, rows·columns, C).
+    fn unwindow(&mut self, x: &Self::Value, grid: Self::Grid, size: usize) -> Result<Self::Value, Self::Error>;
+
+    /// A 2×2 transposed convolution of stride 2, rows × columns → 2·rows × 2·columns, and then the BatchNorm `norm` (its name
+    /// and epsilon) by its running statistics.
+    fn upsample(
+        &mut self,
+        map: &Map<Self::Value, Self::Grid>,
+        name: &str,
+        norm: Option<(&str, f64)>,
+    ) -> Result<Map<Self::Value, Self::Grid>, Self::Error>;
+
+    /// A convolution without bias, of odd kernel, that keeps the map's size.
+    fn conv(
+        &mut self,
+        map: &Map<Self::Value, Self::Grid>,
+        name: &str,
+    ) -> Result<Map<Self::Value, Self::Grid>, Self::Error>;
+
+    /// Each place `factor` × `factor` times.
+    fn repeat(
+        &mut self,
+        map: &Map<Self::Value, Self::Grid>,
+        factor: usize,
+    ) -> Result<Map<Self::Value, Self::Grid>, Self::Error>;
+
+    /// Largest of each `side` × `side` places that begin at every second one: rows → (rows − side) / 2 + 1, rounded down.
+    fn max_pool(
+        &mut self,
+        map: &Map<Self::Value, Self::Grid>,
+        side: usize,
+    ) -> Result<Map<Self::Value, Self::Grid>, Self::Error>;
 
     /// Concatenation along the last axis.
     fn concat_channels(&mut self, parts: &[Self::Value]) -> Result<Self::Value, Self::Error>;

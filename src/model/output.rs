@@ -63,6 +63,9 @@ impl FeatureOutput {
     /// Says why it has not.
     pub fn validate(self, config: &VitConfig) -> Result<(), String> {
         match self {
+            Self::Cls if !config.class_token => {
+                Err("`cls` is not there: the model has no class token; `mean` is the mean of its patches".into())
+            }
             Self::Norm if !config.final_norm => Err(
                 "`norm` is not there: the checkpoint came without its final norm; the last block is the last output"
                     .into(),

@@ -1,6 +1,6 @@
 //! The one authority on parameter names and shapes. Names are timm's.
 
-use super::{AdapterConfig, VitConfig};
+use super::{AdapterConfig, RelativePosition, VitConfig};
 
 /// Name and shape of one parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,10 @@ fn pair(out: &mut Vec<ParameterSpec>, prefix: &str, weight: &[usize]) {
 /// The parameters of `model.safetensors`, in file order.
 pub fn vit_parameters(config: &VitConfig) -> Vec<ParameterSpec> {
     let c = config.width;
-    let mut out = vec![spec("cls_token", &[1, 1, c])];
+    let mut out = Vec::new();
+    if config.class_token {
+        out.push(spec("cls_token", &[1, 1, c]));
+    }
     if config.registers > 0 {
         out.push(spec("reg_token", &[1, config.registers, c]));
     }
@@ -40,6 +43,7 @@ pub fn vit_parameters(config: &VitConfig) -> Vec<ParameterSpec> {
         pair(&mut out, &format!("blocks.{i}.norm1"), &[c]);
         pair(&mut out, &format!("blocks.{i}.attn.qkv"), &[3 * c, c]);
         pair(&mut out, &format!("blocks.{i}.attn.proj"), &[c, c]);
+        relative_tables(&mut out, config, i);
         if config.layer_scale {
             out.push(spec(format!("blocks.{i}.ls1.gamma"), &[c]));
         }
@@ -60,6 +64,26 @@ pub fn vit_parameters(config: &VitConfig) -> Vec<ParameterSpec> {
         pair(&mut out, "head", &[classifier.classes, c]);
     }
     out
+}
+
+fn relative_tables(out: &mut Vec<ParameterSpec>, config: &VitConfig, i: usize) {
+    // Offsets between two of `side` places.
+    let offsets = |side: usize| 2 * side - 1;
+    match config.relative_position {
+        None => {}
+        Some(RelativePosition::Decomposed { grid }) => {
+            let [rows, columns] = config.window_of(i).map_or(grid, |size| [size, size]);
+            for (axis, side) in [("h", rows), ("w", columns)] {
+                let shape = [offsets(side), config.head_width()];
+                out.push(spec(format!("blocks.{i}.attn.rel_pos_{axis}"), &shape));
+            }
+        }
+        Some(RelativePosition::Table) => {
+            let [rows, columns] = config.grid();
+            let shape = [offsets(rows) * offsets(columns) + 3, config.heads];
+            out.push(spec(format!("blocks.{i}.attn.relative_position_bias_table"), &shape));
+        }
+    }
 }
 
 /// The parameters of `adapters.safetensors`, in file order, for an encoder of width `c`.

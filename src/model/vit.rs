@@ -63,6 +63,11 @@ impl<'a> Vit<'a> {
         Self { config }
     }
 
+    /// The configuration.
+    pub fn config(&self) -> &'a VitConfig {
+        self.config
+    }
+
     /// The encoder on `images` (B, 3, H, W), where `grid` is `[H / p, W / p]`.
     pub fn encode<O: Ops>(
         &self,
@@ -73,7 +78,7 @@ impl<'a> Vit<'a> {
         let mut x = self.embed(ops, images, grid)?;
         let mut blocks = Vec::with_capacity(self.config.depth);
         for i in 0..self.config.depth {
-            x = self.block(ops, &x, i)?;
+            x = self.block(ops, &x, i, grid)?;
             blocks.push(x.clone());
         }
         let norm = self.norm(ops, &x)?;
@@ -91,10 +96,15 @@ impl<'a> Vit<'a> {
     /// Patches, class token, registers and positions: the input of block 0, (B, 1 + R + L, C).
     pub fn embed<O: Ops>(&self, ops: &mut O, images: &O::Value, grid: O::Grid) -> Result<O::Value, O::Error> {
         let patches = ops.patch_embed(images, "patch_embed.proj", self.config.patch_size)?;
-        let cls = ops.parameter("cls_token")?;
-        let request = PositionRequest { native: self.config.grid(), grid, resample: self.config.position.resample };
+        let class_row = self.config.has_class_position();
+        let resample = self.config.position.resample;
+        let request = PositionRequest { native: self.config.grid(), grid, resample, class_row };
         let position = ops.position("pos_embed", &request)?;
-        if self.config.has_class_position() {
+        if !self.config.class_token {
+            return ops.add(&patches, &position);
+        }
+        let cls = ops.parameter("cls_token")?;
+        if class_row {
             let tokens = ops.prepend_token(&cls, &patches)?;
             return ops.add(&tokens, &position);
         }
@@ -104,18 +114,46 @@ impl<'a> Vit<'a> {
         ops.prepend_token(&cls, &tokens)
     }
 
-    /// Block `i`: pre-norm attention and MLP, each scaled where the model has LayerScale, and added to its input.
-    pub fn block<O: Ops>(&self, ops: &mut O, x: &O::Value, i: usize) -> Result<O::Value, O::Error> {
-        Ok(self.block_at(ops, x, &format!("blocks.{i}"))?.0)
+    /// Block `i` on an image of `grid` patches: pre-norm attention and MLP, each scaled where the model has LayerScale, and
+    /// added to its input.
+    pub fn block<O: Ops>(&self, ops: &mut O, x: &O::Value, i: usize, grid: O::Grid) -> Result<O::Value, O::Error> {
+        let c = self.config;
+        let prefix = format!("blocks.{i}");
+        if c.plain_attention() {
+            return Ok(self.block_at(ops, x, &prefix)?.0);
+        }
+        let mut h = ops.layer_norm(x, &format!("{prefix}.norm1"), c.norm_eps)?;
+        let window = c.window_of(i);
+        if let Some(size) = window {
+            h = ops.windows(&h, grid, size)?;
+        }
+        let qkv = ops.linear(&h, &format!("{prefix}.attn.qkv"))?;
+        h = match c.relative_of(i) {
+            None => ops.attention(&qkv, c.heads)?,
+            Some(relative) => {
+                let grid = window.map_or(grid, |size| ops.fixed_grid([size, size]));
+                ops.relative_attention(&qkv, c.heads, grid, &relative)?
+            }
+        };
+        if let Some(size) = window {
+            // Before the projection, which then has no padding to work on; token by token, it makes no difference.
+            h = ops.unwindow(&h, grid, size)?;
+        }
+        self.end_block(ops, x, &h, &prefix)
     }
 
-    /// The block whose parameters' names start with `prefix`: its output, and its qkv (B, T, 3·C).
+    /// The block of plain attention whose parameters' names start with `prefix`: its output, and its qkv (B, T, 3·C).
     pub fn block_at<O: Ops>(&self, ops: &mut O, x: &O::Value, prefix: &str) -> Result<(O::Value, O::Value), O::Error> {
-        let c = self.config;
-        let h = ops.layer_norm(x, &format!("{prefix}.norm1"), c.norm_eps)?;
+        let h = ops.layer_norm(x, &format!("{prefix}.norm1"), self.config.norm_eps)?;
         let qkv = ops.linear(&h, &format!("{prefix}.attn.qkv"))?;
-        let h = ops.attention(&qkv, c.heads)?;
-        let x = self.end_branch(ops, x, &h, &format!("{prefix}.attn.proj"), &format!("{prefix}.ls1.gamma"))?;
+        let h = ops.attention(&qkv, self.config.heads)?;
+        Ok((self.end_block(ops, x, &h, prefix)?, qkv))
+    }
+
+    /// What follows attention: its projection, and the MLP.
+    fn end_block<O: Ops>(&self, ops: &mut O, x: &O::Value, h: &O::Value, prefix: &str) -> Result<O::Value, O::Error> {
+        let c = self.config;
+        let x = self.end_branch(ops, x, h, &format!("{prefix}.attn.proj"), &format!("{prefix}.ls1.gamma"))?;
         let h = ops.layer_norm(&x, &format!("{prefix}.norm2"), c.norm_eps)?;
         let fc1 = format!("{prefix}.mlp.fc1");
         let h = match c.mlp {
@@ -125,7 +163,7 @@ impl<'a> Vit<'a> {
                 ops.swiglu(&h)?
             }
         };
-        Ok((self.end_branch(ops, &x, &h, &format!("{prefix}.mlp.fc2"), &format!("{prefix}.ls2.gamma"))?, qkv))
+        self.end_branch(ops, &x, &h, &format!("{prefix}.mlp.fc2"), &format!("{prefix}.ls2.gamma"))
     }
 
     /// x + layer(h), the latter scaled where the model has LayerScale.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::export::{Adapters, ExportError, ExportOptions, ExportReport, Purpose, export};
+use super::export::{Adapters, ExportError, ExportOptions, ExportReport, export};
+use super::purpose::{LevelNorm, MapOptions, NeckUse, Purpose};
 use super::read::{DimInfo, ModelInfo, ReadError};
 use super::runtime::{Images, Output, Runtime, RuntimeOptions, Session};
 use crate::model::{Canonical, FeatureOutput};
@@ -216,7 +217,13 @@ fn image_size(info: &ModelInfo, path: &Path) -> Result<[usize; 2], CheckError> {
 /// What the model itself makes of the images, for the outputs the graph has.
 fn expected(info: &ModelInfo, path: &Path, model: &Canonical, images: &Images) -> Result<Vec<Output>, CheckError> {
     let names: Vec<&str> = info.outputs.iter().map(|output| output.name.as_str()).collect();
+    let text = |key: &str| info.metadata.get(key).map(String::as_str);
     let (purpose, adapters) = match names.first() {
+        _ if text("for") == Some("upernet") => (Purpose::UperNet(map_options(&info.metadata)), Adapters::Drop),
+        _ if text("for") == Some("cascade-mask-rcnn") => {
+            (Purpose::CascadeMaskRcnn(map_options(&info.metadata)), Adapters::Drop)
+        }
+        _ if text("for") == Some("vitdet") => (Purpose::VitDet, Adapters::Drop),
         Some(&"last_hidden_state") if names.contains(&"adapted") => (Purpose::Tokens, Adapters::Keep),
         Some(&"last_hidden_state") => (Purpose::Tokens, Adapters::Drop),
         Some(&"feature") => (Purpose::Classification, Adapters::Drop),
@@ -235,6 +242,14 @@ fn expected(info: &ModelInfo, path: &Path, model: &Canonical, images: &Images) -
 /// The blocks behind `level0`, `level1`, …; empty, and refused later, when the file does not say.
 fn levels(metadata: &BTreeMap<String, String>) -> Vec<usize> {
     metadata.get("levels").and_then(|levels| serde_json::from_str(levels).ok()).unwrap_or_default()
+}
+
+/// What the file says about its maps.
+fn map_options(metadata: &BTreeMap<String, String>) -> MapOptions {
+    let is = |key: &str, value: &str| metadata.get(key).is_some_and(|text| text == value);
+    let norm = if is("level_norm", "final") { LevelNorm::Final } else { LevelNorm::Raw };
+    let parameter_free = is("neck", NeckUse::ParameterFree.name());
+    MapOptions { levels: levels(metadata), norm: Some(norm), parameter_free }
 }
 
 #[cfg(feature = "candle")]

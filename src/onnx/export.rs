@@ -6,10 +6,11 @@ use serde::Serialize;
 
 use super::graph::{Extent, GRID, SIDES};
 use super::metadata;
+use super::purpose::{Purpose, outputs};
 use super::record::Record;
 use super::target::{Dialect, Target};
 use super::write::{MESSAGE_LIMIT, Model};
-use crate::model::{Canonical, Feature, FeatureOutput, ModelConfig, Ops, Vit, VitConfig};
+use crate::model::{Canonical, VitConfig};
 
 /// Name of the graph's input: (B, 3, H, W), normalised as the metadata says.
 pub const INPUT: &str = "pixel_values";
@@ -28,25 +29,10 @@ pub enum Adapters {
     Keep,
 }
 
-/// What the graph is for, which decides its outputs.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Purpose {
-    /// `last_hidden_state` (B, 1 + R + L, C), and `adapted` of the same shape where adapters are kept.
-    #[default]
-    Tokens,
-    /// `feature` (B, C): what the model's configuration calls its feature; `logits` (B, classes) where there is a head.
-    Classification,
-    /// `level{j}` (B, C, H/p, W/p): raw outputs of these blocks, shallowest first, class token and registers dropped.
-    Levels(Vec<usize>),
-    /// Outputs by name: what `embed` runs in a runtime.
-    Features(Vec<FeatureOutput>),
-}
-
 /// Which images a graph takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Size {
-    /// The size the model's position table was made for.
+    /// The purpose's own ([`Purpose::size`]): the size the model's position table was made for, or the consumer's.
     #[default]
     Native,
     /// `[H, W]` in pixels, whole patches both; the position table is resampled once, for this size.
@@ -137,6 +123,14 @@ pub enum ExportError {
         /// Levels that work.
         suggestion: String,
     },
+    /// The maps asked for are not the model's to give.
+    #[error("the maps are not possible: {reason}\nhint: {hint}")]
+    Neck {
+        /// Why.
+        reason: &'static str,
+        /// What next.
+        hint: &'static str,
+    },
     /// Adapters were asked for and there are none, or the outputs have no use for them.
     #[error("adapters cannot be kept: {reason}\nhint: {hint}")]
     NoAdapters {
@@ -215,21 +209,22 @@ pub struct ExportReport {
 /// When the options do not fit the model, or the file cannot be written.
 pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result<ExportReport, ExportError> {
     let dialect = Dialect::new(options.target, options.opset)?;
-    let vit = &model.config().vit;
+    let (config, purpose) = (model.config(), &options.purpose);
+    let vit = &config.vit;
     let (sides, grid) = match options.size {
-        Size::Native => fixed(vit, vit.image_size)?,
+        Size::Native => fixed(vit, purpose.size(vit))?,
         Size::Fixed(size) => fixed(vit, size)?,
         Size::Dynamic => (SIDES, GRID),
     };
-    validate(vit, &options.purpose, options.adapters)?;
+    purpose.validate(config, options.adapters)?;
+    let maps = purpose.maps(config)?;
 
     let mut record = Record::new(model, dialect);
     let images = record.input(INPUT, sides);
-    let outputs = outputs(model.config(), &mut record, &images, grid, &options.purpose, options.adapters)?;
-    for (name, value) in &outputs {
-        match options.purpose {
-            Purpose::Levels(_) => record.map_output(name, value, grid)?,
-            Purpose::Tokens | Purpose::Classification | Purpose::Features(_) => record.output(name, value)?,
+    for output in outputs(config, &mut record, &images, grid, purpose, maps.as_ref(), options.adapters)? {
+        match output.grid {
+            Some(grid) => record.map_output(&output.name, &output.value, grid)?,
+            None => record.output(&output.name, &output.value)?,
         }
     }
     let graph = record.finish();
@@ -256,7 +251,7 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
         opset: dialect.opset,
         graph_name: metadata::model_id(model, options),
         description: metadata::description(model, options),
-        metadata: metadata::entries(model, options, dialect, sides),
+        metadata: metadata::entries(model, options, dialect, sides, maps.as_ref()),
         graph,
     };
     let written = file
@@ -282,91 +277,4 @@ fn grid(vit: &VitConfig, [height, width]: [usize; 2]) -> Result<[usize; 2], Expo
     let near = |side: usize| ((side.min(MAX_SIDE) + patch / 2) / patch).max(1) * patch;
     let suggestion = format!("{}x{}", near(height), near(width));
     Err(ExportError::Size { height, width, patch, reason, suggestion })
-}
-
-/// The named outputs of a purpose, by whichever `Ops`: the recorder writes them, the eager forward computes what they
-/// are compared with. Levels are (B, L, C) here; only their layout differs in the file.
-pub(super) fn outputs<O: Ops>(
-    config: &ModelConfig,
-    ops: &mut O,
-    images: &O::Value,
-    grid: O::Grid,
-    purpose: &Purpose,
-    adapters: Adapters,
-) -> Result<Vec<(String, O::Value)>, O::Error> {
-    let vit = Vit::new(&config.vit);
-    let features = vit.encode(ops, images, grid)?;
-    let prefix = config.vit.prefix_tokens();
-    match purpose {
-        Purpose::Tokens => {
-            let mut out = vec![("last_hidden_state".to_owned(), features.last().clone())];
-            if adapters == Adapters::Keep {
-                out.extend(vit.adapt(ops, &features)?.map(|adapted| ("adapted".to_owned(), adapted.adapted)));
-            }
-            Ok(out)
-        }
-        Purpose::Classification => {
-            let feature = match config.feature {
-                Feature::Cls => vit.class_token(ops, &features)?,
-                Feature::Mean => vit.mean(ops, &features)?,
-            };
-            let mut out = vec![("feature".to_owned(), feature)];
-            if let Some(logits) = vit.classify(ops, &features)? {
-                out.push(("logits".to_owned(), logits));
-            }
-            Ok(out)
-        }
-        Purpose::Levels(levels) => levels
-            .iter()
-            .enumerate()
-            .map(|(j, block)| Ok((format!("level{j}"), ops.tokens(&features.blocks[*block], prefix, None)?)))
-            .collect(),
-        Purpose::Features(wanted) => {
-            let mut out = Vec::with_capacity(wanted.len());
-            for output in wanted {
-                out.extend(output.of(&vit, ops, &features)?.map(|value| (output.to_string(), value)));
-            }
-            Ok(out)
-        }
-    }
-}
-
-/// Whether the outputs asked for exist.
-pub(super) fn validate(vit: &VitConfig, purpose: &Purpose, adapters: Adapters) -> Result<(), ExportError> {
-    if adapters == Adapters::Keep && vit.adapters.is_none() {
-        let hint = "convert a TEC training checkpoint; released TEC files and other families have none";
-        return Err(ExportError::NoAdapters { reason: "this model has none", hint });
-    }
-    if adapters == Adapters::Keep && *purpose != Purpose::Tokens {
-        let hint = "use --for tokens, or --adapters drop";
-        return Err(ExportError::NoAdapters { reason: "only token outputs include the adapted feature", hint });
-    }
-    match purpose {
-        Purpose::Levels(levels) => check_levels(levels, vit.depth),
-        Purpose::Features(wanted) => check_features(wanted, vit),
-        Purpose::Tokens | Purpose::Classification => Ok(()),
-    }
-}
-
-fn check_features(wanted: &[FeatureOutput], vit: &VitConfig) -> Result<(), ExportError> {
-    let twice = |(i, output): (usize, &FeatureOutput)| wanted[..i].contains(output);
-    let checked = match wanted {
-        [] => Err("no output was asked for".to_owned()),
-        wanted if wanted.iter().enumerate().any(twice) => Err("an output was asked for twice".to_owned()),
-        wanted => wanted.iter().try_for_each(|output| output.validate(vit)),
-    };
-    checked.map_err(|reason| ExportError::unrecordable("features", reason))
-}
-
-fn check_levels(levels: &[usize], depth: usize) -> Result<(), ExportError> {
-    let reason = match levels {
-        [] => "the list is empty",
-        levels if levels.iter().any(|level| *level >= depth) => "one is beyond the last block",
-        levels if levels.windows(2).any(|pair| pair[0] >= pair[1]) => "they do not increase",
-        _ => return Ok(()),
-    };
-    let quarters: Vec<String> =
-        (1..=4).map(|i| depth * i / 4).filter(|i| *i > 0).map(|i| (i - 1).to_string()).collect();
-    let suggestion = quarters.join(",");
-    Err(ExportError::Levels { levels: levels.to_vec(), reason, last: depth - 1, suggestion })
 }

@@ -1,10 +1,11 @@
 //! What travels with an exported graph: enough to preprocess an image as the model expects, and to know where the
 //! weights come from. Plain texts and JSON arrays; no time stamps, so that equal models give equal files.
 
-use super::export::{Adapters, ExportOptions, Purpose};
+use super::export::{Adapters, ExportOptions};
 use super::graph::Extent;
+use super::purpose::{MapContract, Purpose};
 use super::target::Dialect;
-use crate::model::{Canonical, Mlp, ModelConfig};
+use crate::model::{Canonical, Mlp, ModelConfig, RelativePosition, Window};
 
 /// The model's name.
 pub(super) fn model_id(model: &Canonical, options: &ExportOptions) -> String {
@@ -18,7 +19,7 @@ pub(super) fn description(model: &Canonical, options: &ExportOptions) -> String 
     let outputs = match &options.purpose {
         Purpose::Tokens => "tokens",
         Purpose::Classification => "pooled feature",
-        Purpose::Levels(_) => "feature maps",
+        Purpose::Levels(_) | Purpose::UperNet(_) | Purpose::CascadeMaskRcnn(_) | Purpose::VitDet => "feature maps",
         Purpose::Features(_) => "features by name",
     };
     let norm = if vit.final_norm { "after the final norm" } else { "of a model without a final norm" };
@@ -42,25 +43,31 @@ fn json(value: impl serde::Serialize) -> String {
     }
 }
 
+fn relative(kind: RelativePosition) -> &'static str {
+    match kind {
+        RelativePosition::Decomposed { .. } => "decomposed",
+        RelativePosition::Table => "table",
+    }
+}
+
+/// A whole number without decimals.
+fn number(value: f64) -> serde_json::Value {
+    if value.fract() == 0.0 { serde_json::json!(value as u64) } else { serde_json::json!(value) }
+}
+
 /// `metadata_props`, in this order; empty values are left out.
 pub(super) fn entries(
     model: &Canonical,
     options: &ExportOptions,
     dialect: Dialect,
     sides: [Extent; 2],
+    maps: Option<&MapContract>,
 ) -> Vec<(String, String)> {
     let ModelConfig { family, vit, feature, preprocessing, provenance, licence, .. } = model.config();
     let patch = vit.patch_size;
-    let (purpose, levels) = match &options.purpose {
-        Purpose::Tokens => ("tokens", String::new()),
-        Purpose::Classification => ("classification", String::new()),
-        Purpose::Levels(levels) => ("levels", json(levels)),
-        Purpose::Features(_) => ("features", String::new()),
-    };
-    let strides = match &options.purpose {
-        Purpose::Levels(levels) => json(vec![patch; levels.len()]),
-        _ => String::new(),
-    };
+    let vit = &*options.purpose.vit(vit);
+    let strides = |maps: &MapContract| json(maps.strides.iter().map(|stride| number(*stride)).collect::<Vec<_>>());
+    let window = |of: fn(&Window) -> String| vit.window.as_ref().map_or_else(String::new, of);
     let adapters = match (options.adapters, &vit.adapters) {
         (Adapters::Keep, _) => "kept",
         (Adapters::Drop, Some(_)) => "dropped",
@@ -75,10 +82,15 @@ pub(super) fn entries(
         ("family", family.clone()),
         ("tool", format!("tec-zoo {}", env!("CARGO_PKG_VERSION"))),
         ("target", dialect.target.to_string()),
-        ("for", purpose.to_owned()),
+        ("for", options.purpose.name().to_owned()),
         ("adapters", adapters.to_owned()),
-        ("levels", levels),
-        ("strides", strides),
+        ("levels", maps.map_or_else(String::new, |maps| json(&maps.levels))),
+        ("strides", maps.map_or_else(String::new, strides)),
+        ("level_norm", maps.map_or_else(String::new, |maps| json(maps.level_norm))),
+        ("neck", maps.map_or_else(String::new, |maps| maps.neck.name().to_owned())),
+        ("window", window(|window| json(window.size))),
+        ("global_blocks", window(|window| json(&window.global_blocks))),
+        ("relative_position", vit.relative_position.map_or_else(String::new, |kind| relative(kind).to_owned())),
         ("color", "RGB".to_owned()),
         ("mean", json(preprocessing.mean)),
         ("std", json(preprocessing.std)),

@@ -9,6 +9,7 @@ mod export;
 mod graph;
 mod metadata;
 mod payload;
+mod purpose;
 mod read;
 mod record;
 #[cfg(feature = "candle")]
@@ -22,8 +23,9 @@ pub use check::{
     CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, OutputCheck, Reference, RuntimeCheck,
     RuntimeVerdict, check, export_checked,
 };
-pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Purpose, Size, export};
+pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Size, export};
 pub use graph::Extent;
+pub use purpose::{LevelNorm, MapContract, MapOptions, NeckUse, Purpose};
 pub use read::{AttributeValue, DimInfo, InitializerInfo, InterfaceInfo, ModelInfo, NodeInfo, ReadError};
 pub use record::{Record, Value};
 pub use target::Target;

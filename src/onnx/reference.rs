@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::CheckError;
-use super::export::{Adapters, Purpose, outputs, validate};
+use super::export::Adapters;
+use super::purpose::{Named, Purpose, outputs};
 use super::runtime::{Images, Output};
 use crate::kernels::Eager;
 use crate::model::Canonical;
@@ -17,22 +18,23 @@ pub(super) fn eager(
 ) -> Result<Vec<Output>, CheckError> {
     let failed = |reason: String| CheckError::Reference { reason };
     let config = model.config();
-    validate(&config.vit, purpose, adapters).map_err(|error| failed(error.to_string()))?;
+    purpose.validate(config, adapters).map_err(|error| failed(error.to_string()))?;
+    let maps = purpose.maps(config).map_err(|error| failed(error.to_string()))?;
     let candle = |error: candle_core::Error| failed(error.to_string());
     let mut ops = Eager::new(model);
     let input = Tensor::from_slice(&images.values, &images.shape[..], &Device::Cpu).map_err(candle)?;
     let grid = ops.grid(&input).map_err(|error| failed(error.to_string()))?;
-    let values =
-        outputs(config, &mut ops, &input, grid, purpose, adapters).map_err(|error| failed(error.to_string()))?;
-    let lay_out = |(name, value): (String, Tensor)| {
-        let value = match purpose {
+    let values = outputs(config, &mut ops, &input, grid, purpose, maps.as_ref(), adapters)
+        .map_err(|error| failed(error.to_string()))?;
+    let lay_out = |Named { name, value, grid }: Named<Tensor, [usize; 2]>| {
+        let value = match grid {
             // (B, L, C) → (B, C, rows, columns)
-            Purpose::Levels(_) => {
+            Some([rows, columns]) => {
                 let (batch, _, channels) = value.dims3().map_err(candle)?;
                 let turned = value.transpose(1, 2).and_then(|value| value.contiguous()).map_err(candle)?;
-                turned.reshape((batch, channels, grid[0], grid[1])).map_err(candle)?
+                turned.reshape((batch, channels, rows, columns)).map_err(candle)?
             }
-            Purpose::Tokens | Purpose::Classification | Purpose::Features(_) => value,
+            None => value,
         };
         let shape = value.dims().to_vec();
         let flat = value.to_dtype(DType::F32).and_then(|value| value.flatten_all()?.to_vec1::<f32>());

@@ -32,7 +32,9 @@ pub fn make_golden(model: &Canonical, path: &Path) -> Result<(), VerifyError> {
     let mut tensors = vec![("images".to_string(), images.clone())];
     let mut keep = |point: Point, tensor: &Tensor| tensors.push((point.to_string(), tensor.clone()));
 
-    keep(Point::ClassToken, &ops.parameter("cls_token")?);
+    if config.class_token {
+        keep(Point::ClassToken, &ops.parameter("cls_token")?);
+    }
     keep(Point::Embedded, &vit.embed(&mut ops, &images, grid)?);
     let features = ops.features(&images)?;
     for (i, block) in features.blocks.iter().enumerate() {

@@ -31,12 +31,14 @@ impl<'a> Replay<'a> {
         let vit = Vit::new(self.config());
         let images = self.golden.images();
         let grid = self.ops.grid(images)?;
-        self.own.insert(Point::ClassToken, self.ops.parameter("cls_token")?);
+        if self.config().class_token {
+            self.own.insert(Point::ClassToken, self.ops.parameter("cls_token")?);
+        }
         let mut x = vit.embed(&mut self.ops, images, grid)?;
         self.own.insert(Point::Embedded, x.clone());
         let mut blocks = Vec::with_capacity(self.config().depth);
         for i in 0..self.config().depth {
-            x = vit.block(&mut self.ops, &x, i)?;
+            x = vit.block(&mut self.ops, &x, i, grid)?;
             self.own.insert(Point::Block(i), x.clone());
             blocks.push(x.clone());
         }
@@ -89,7 +91,9 @@ impl<'a> Replay<'a> {
             return Ok(None);
         };
         let vit = Vit::new(config);
+        let grid = self.ops.grid(self.golden.images())?;
         let ours = match point {
+            Point::ClassToken if !config.class_token => None,
             Point::ClassToken => Some(self.ops.parameter("cls_token")?),
             Point::Embedded => Some(self.embed(config)?),
             Point::Block(0) => {
@@ -97,10 +101,10 @@ impl<'a> Replay<'a> {
                     Some(embedded) => embedded.clone(),
                     None => self.embed(config)?,
                 };
-                Some(vit.block(&mut self.ops, &input, 0)?)
+                Some(vit.block(&mut self.ops, &input, 0, grid)?)
             }
             Point::Block(i) => match self.given(Point::Block(i - 1)).cloned() {
-                Some(input) => Some(vit.block(&mut self.ops, &input, i)?),
+                Some(input) => Some(vit.block(&mut self.ops, &input, i, grid)?),
                 None => None,
             },
             Point::Norm => match self.given(Point::Block(config.depth - 1)).cloned() {

@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use super::{Node, Tape, Var, run};
 use crate::kernels::linear::Weight;
 use crate::kernels::{KernelError, attention, gelu, layer_norm, layer_scale, linear, slices, swiglu, tokens};
-use crate::model::{Activation, Ops, PositionRequest, position};
+use crate::model::{Activation, Map, Ops, PositionRequest, RelativeRequest, position};
 
 impl Ops for Tape<'_> {
     type Value = Var;
@@ -119,6 +119,49 @@ impl Ops for Tape<'_> {
         Ok(self.push(out, Node::Attention { qkv: *qkv, heads }))
     }
 
+    fn fixed_grid(&self, sides: [usize; 2]) -> [usize; 2] {
+        sides
+    }
+
+    fn relative_attention(
+        &mut self,
+        _: &Var,
+        _: usize,
+        _: [usize; 2],
+        _: &RelativeRequest,
+    ) -> std::result::Result<Var, KernelError> {
+        Err(untrainable("attention with relative positions"))
+    }
+
+    fn windows(&mut self, _: &Var, _: [usize; 2], _: usize) -> std::result::Result<Var, KernelError> {
+        Err(untrainable("windows"))
+    }
+
+    fn unwindow(&mut self, _: &Var, _: [usize; 2], _: usize) -> std::result::Result<Var, KernelError> {
+        Err(untrainable("windows"))
+    }
+
+    fn upsample(
+        &mut self,
+        _: &Map<Var>,
+        name: &str,
+        _: Option<(&str, f64)>,
+    ) -> std::result::Result<Map<Var>, KernelError> {
+        Err(untrainable(name))
+    }
+
+    fn conv(&mut self, _: &Map<Var>, name: &str) -> std::result::Result<Map<Var>, KernelError> {
+        Err(untrainable(name))
+    }
+
+    fn repeat(&mut self, _: &Map<Var>, _: usize) -> std::result::Result<Map<Var>, KernelError> {
+        Err(untrainable("repeat"))
+    }
+
+    fn max_pool(&mut self, _: &Map<Var>, _: usize) -> std::result::Result<Map<Var>, KernelError> {
+        Err(untrainable("max pool"))
+    }
+
     fn concat_channels(&mut self, parts: &[Var]) -> std::result::Result<Var, KernelError> {
         let out = run("concatenate channels", || {
             // Blocks are f32; a norm at their end is in the type of products.
@@ -147,6 +190,11 @@ impl Ops for Tape<'_> {
         })?;
         Ok(self.push(out, Node::MeanTokens { x: *x, start }))
     }
+}
+
+/// What only detectors and segmenters do has no gradient here.
+fn untrainable(operation: &str) -> KernelError {
+    KernelError::NoGradient { operation: operation.into() }
 }
 
 impl Tape<'_> {

@@ -31,6 +31,15 @@ impl Record<'_> {
         self.nodes("Split", &[x], attributes, parts)
     }
 
+    /// (n, in) · (in, out) + (out).
+    pub(super) fn affine(&mut self, x: &str, weight: &str, bias: &str) -> String {
+        if self.dialect.fused_linear() {
+            return self.node("Gemm", &[x, weight, bias], vec![]);
+        }
+        let product = self.node("MatMul", &[x, weight], vec![]);
+        self.node("Add", &[&product, bias], vec![])
+    }
+
     /// Exactly the pattern ONNX Runtime recognises and fuses.
     pub(super) fn composed_layer_norm(&mut self, x: &str, weight: &str, bias: &str, eps: f64) -> String {
         let mean = self.reduce_mean(x, -1, true);

@@ -8,14 +8,16 @@
 
 mod compose;
 mod layout;
+mod maps;
 mod names;
 mod ops;
 mod position;
+mod relative;
 
 use std::collections::{HashMap, HashSet};
 
 use super::ExportError;
-use super::graph::{Attribute, BATCH, Extent, Graph, ValueInfo};
+use super::graph::{BATCH, Extent, Graph, ValueInfo};
 use super::target::Dialect;
 use crate::model::Canonical;
 
@@ -97,11 +99,8 @@ impl<'a> Record<'a> {
         }
         let x = self.stacked(x)?;
         self.scope = vec![name.to_owned()];
-        let turned = self.node("Transpose", &[&x.name], vec![("perm", Attribute::Ints(vec![0, 2, 1]))]);
-        let dims = vec![BATCH, Extent::Fixed(channels), grid[0], grid[1]];
-        let shape = self.shape(&dims)?;
-        let map = self.node("Reshape", &[&turned, &shape], vec![]);
-        self.name_output(name, &map, dims);
+        let map = self.map(&x, grid)?;
+        self.name_output(name, &map, vec![BATCH, Extent::Fixed(channels), grid[0], grid[1]]);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! The operations of a forward pass, each as its nodes.
 
 use super::layout::{longer, patches};
+use super::maps::GraphMap;
 use super::{Form, Record, Result, Value};
-use crate::model::{Activation, Ops, PositionRequest, position};
+use crate::model::{Activation, Ops, PositionRequest, RelativeRequest, position};
 use crate::onnx::ExportError;
 use crate::onnx::graph::{Attribute, BATCH, Element, Extent, GRID, PATCHES};
 use crate::onnx::payload::{Payload, to_f32};
@@ -51,18 +52,22 @@ impl Ops for Record<'_> {
             return self.free_position(name, request);
         };
         let grid = [rows, columns];
-        if position::is_native(request.native, grid) {
-            return self.parameter(name);
-        }
         let view = self.view(name)?;
         let width = view.shape.last().copied().unwrap_or(0);
-        let table = position::resample(&to_f32(view), width, request.native, grid, request.resample)
-            .map_err(|error| ExportError::unrecordable("position", error.to_string()))?;
-        // As many rows more as the stored table has: a class row, or none.
         let [native_rows, native_columns] = request.native;
-        let class_row = view.shape.iter().product::<usize>() > native_rows * native_columns * width;
-        let dims = vec![1, usize::from(class_row) + rows * columns, width];
-        let name = self.store(name, Element::F32, dims.clone(), Payload::f32(&table));
+        let surplus = view.shape.iter().product::<usize>() > native_rows * native_columns * width && !request.class_row;
+        let native = position::is_native(request.native, grid);
+        if native && !surplus {
+            return self.parameter(name);
+        }
+        let table = match native {
+            true => to_f32(view),
+            false => position::resample(&to_f32(view), width, request.native, grid, request.resample)
+                .map_err(|error| ExportError::unrecordable("position", error.to_string()))?,
+        };
+        let table = &table[if surplus { width } else { 0 }..];
+        let dims = vec![1, usize::from(request.class_row) + rows * columns, width];
+        let name = self.store(name, Element::F32, dims.clone(), Payload::f32(table));
         Ok(Value { name, form: Form::Stored { dims } })
     }
 
@@ -135,12 +140,7 @@ impl Ops for Record<'_> {
         let bias = self.stored(&format!("{name}.bias"))?;
         self.enter(name);
         let x = self.flat(x)?;
-        let y = if self.dialect.fused_linear() {
-            self.node("Gemm", &[&x.name, &weight, &bias], vec![])
-        } else {
-            let product = self.node("MatMul", &[&x.name, &weight], vec![]);
-            self.node("Add", &[&product, &bias], vec![])
-        };
+        let y = self.affine(&x.name, &weight, &bias);
         Ok(Self::with_channels(&x, y, out))
     }
 
@@ -216,6 +216,44 @@ impl Ops for Record<'_> {
         }
         let name = self.composed_attention(&parts, tokens, heads, width / heads)?;
         Ok(Value { name, form: Form::Flat { tokens, channels: width } })
+    }
+
+    fn fixed_grid(&self, sides: [usize; 2]) -> [Extent; 2] {
+        sides.map(Extent::Fixed)
+    }
+
+    fn relative_attention(
+        &mut self,
+        qkv: &Value,
+        heads: usize,
+        grid: [Extent; 2],
+        relative: &RelativeRequest,
+    ) -> Result<Value> {
+        self.record_relative_attention(qkv, heads, grid, relative)
+    }
+
+    fn windows(&mut self, x: &Value, grid: [Extent; 2], size: usize) -> Result<Value> {
+        self.record_windows(x, grid, size)
+    }
+
+    fn unwindow(&mut self, x: &Value, grid: [Extent; 2], size: usize) -> Result<Value> {
+        self.record_unwindow(x, grid, size)
+    }
+
+    fn upsample(&mut self, map: &GraphMap, name: &str, norm: Option<(&str, f64)>) -> Result<GraphMap> {
+        self.record_upsample(map, name, norm)
+    }
+
+    fn conv(&mut self, map: &GraphMap, name: &str) -> Result<GraphMap> {
+        self.record_conv(map, name)
+    }
+
+    fn repeat(&mut self, map: &GraphMap, factor: usize) -> Result<GraphMap> {
+        self.record_repeat(map, factor)
+    }
+
+    fn max_pool(&mut self, map: &GraphMap, side: usize) -> Result<GraphMap> {
+        self.record_max_pool(map, side)
     }
 
     fn concat_channels(&mut self, parts: &[Value]) -> Result<Value> {

@@ -45,7 +45,7 @@ impl Record<'_> {
         let shape = self.integers(&[1, -1, width as i64], true);
         let mut value = self.node("Reshape", &[&wide, &shape], vec![]);
         let mut tokens = patches(request.grid);
-        if let Some(class_row) = class_row {
+        if let Some(class_row) = class_row.filter(|_| request.class_row) {
             let row = self.store(&format!("{name}.class"), Element::F32, vec![1, 1, width], Payload::Stored(class_row));
             value = self.node("Concat", &[&row, &value], vec![("axis", Attribute::Int(1))]);
             tokens = longer(tokens, 1);

@@ -69,6 +69,9 @@ pub(super) struct Pass {
 impl Student {
     pub(super) fn new(vit: &VitConfig, method: &Method, predicted: Predicted) -> Result<Self, StepError> {
         let setup = |reason: String| StepError::Setup { reason };
+        if !vit.class_token || !vit.plain_attention() {
+            return Err(setup("a student has a class token, no windows and no relative positions".into()));
+        }
         if method.blocks_per_group == 0 || !vit.depth.is_multiple_of(method.blocks_per_group) {
             let reason =
                 format!("`blocks_per_group` {} does not divide the depth {}", method.blocks_per_group, vit.depth);
@@ -86,7 +89,7 @@ impl Student {
             norm_eps: ADAPTER_EPS,
             input_mlp_width: method.input_adapter().then_some(4 * vit.width),
         });
-        let vit = VitConfig { final_norm: true, classifier: None, adapters, decoder: None, ..vit.clone() };
+        let vit = VitConfig { final_norm: true, classifier: None, adapters, decoder: None, neck: None, ..vit.clone() };
         let decoder = VitConfig {
             width: d.width,
             depth: d.depth,
@@ -177,7 +180,7 @@ impl Student {
         let mut blocks = Vec::with_capacity(self.vit.depth);
         for i in 0..self.vit.depth {
             x = match &again {
-                None => vit.block(tape, &x, i)?,
+                None => vit.block_at(tape, &x, &format!("blocks.{i}"))?.0,
                 Some((vit, _)) => tape.recomputed_block(x, vit, &format!("blocks.{i}"))?,
             };
             blocks.push(x);
