@@ -14,6 +14,8 @@ mod dinov2;
 mod distributed;
 #[cfg(feature = "fetch")]
 mod fetch;
+#[cfg(feature = "cli")]
+mod finetuned;
 #[cfg(feature = "candle")]
 mod gemm;
 mod hostile;

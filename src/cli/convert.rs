@@ -161,6 +161,7 @@ fn show(plan: &Plan, json: bool, output: &mut Output) -> Result<()> {
                 Action::Copy => "copy",
                 Action::Join => "join",
                 Action::Fold => "fold",
+                Action::Shorten => "shorten",
                 Action::Ignore => "ignore",
                 Action::OtherBranch => "other branch",
                 Action::Beside => "beside",

@@ -9,8 +9,8 @@ use super::mapping::{FinalNorm, Mapping};
 use super::problems::{Ambiguous, Misshaped, Missing, Problems, Unclaimed};
 use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::model::{
-    AdapterConfig, ClassifierConfig, DecoderConfig, Mlp, ParameterSpec, PositionConfig, PositionKind, VitConfig,
-    adapter_parameters, vit_parameters,
+    AdapterConfig, ClassifierConfig, DecoderConfig, Mlp, Neck, ParameterSpec, PositionConfig, PositionKind,
+    RelativePosition, VitConfig, Window, adapter_parameters, neck_parameters, vit_parameters,
 };
 
 /// Largest sizes accepted before any arithmetic on them; [`VitConfig::validate`] has the last word.
@@ -62,10 +62,13 @@ type Pieces = BTreeMap<String, Piece>;
 pub(crate) struct Assembly {
     pub(crate) model: Vec<Piece>,
     pub(crate) adapters: Vec<Piece>,
+    pub(crate) neck: Vec<Piece>,
     pub(crate) decoder: Vec<Piece>,
     pub(crate) vit: VitConfig,
     /// Patches of the position table.
     pub(crate) patches: usize,
+    /// Heads, where a table of relative positions says how many.
+    pub(crate) heads: Option<usize>,
 }
 
 /// Puts the claimed tensors together and holds them against the one authority on names and shapes.
@@ -82,6 +85,7 @@ pub(crate) fn assemble(
         problems: Problems { converter: mapping.name.clone(), ..Problems::default() },
         model: Pieces::new(),
         adapters: Pieces::new(),
+        neck: Pieces::new(),
         decoder: Vec::new(),
         parts: BTreeMap::new(),
     };
@@ -91,17 +95,32 @@ pub(crate) fn assemble(
     if mapping.fold_class_position {
         gather.fold();
     }
-    let Gather { mut problems, mut model, mut adapters, decoder, .. } = gather;
+    if mapping.window.is_some() {
+        gather.shorten();
+    }
+    let Gather { mut problems, mut model, mut adapters, mut neck, decoder, .. } = gather;
 
-    let mut sizes = Sizes::infer(mapping, &model, &adapters, checkpoint.tensors().len(), &mut problems);
+    let tensors = checkpoint.tensors().len();
+    let mut sizes = Sizes::infer(mapping, &model, &adapters, !neck.is_empty(), tensors, &mut problems);
     sizes.final_norm &= !no_final_norm;
     let mut vit = sizes.config(mapping);
     vit.adapters = Sizes::adapters(mapping, &adapters, vit.width);
+    vit.neck = neck_config(mapping, &neck);
     vit.decoder = decoder_config(mapping, &decoder);
     let within = |config: &VitConfig| {
         let most = [config.width, config.mlp_width, config.patch_size, config.registers].into_iter().max().unwrap_or(0);
         let adapters = config.adapters.map_or(0, |a| a.groups.max(a.blocks_per_group).max(a.mlp_width));
-        most.max(adapters) <= MAX_SIDE && config.image_size.iter().all(|side| *side <= MAX_PATCHES * MAX_SIDE)
+        let pyramid = match config.neck {
+            Some(Neck::SimplePyramid { width, .. }) => width,
+            _ => 0,
+        };
+        let relative = match config.relative_position {
+            Some(RelativePosition::Decomposed { grid: [rows, columns] }) => rows.max(columns),
+            _ => 0,
+        };
+        let window = config.window.as_ref().map_or(0, |window| window.size);
+        most.max(adapters).max(pyramid).max(relative).max(window) <= MAX_SIDE
+            && config.image_size.iter().all(|side| *side <= MAX_PATCHES * MAX_SIDE)
     };
     if !within(&vit) {
         problems.absurd.push(format!("width {}, MLP {}, patch {}", vit.width, vit.mlp_width, vit.patch_size));
@@ -111,6 +130,8 @@ pub(crate) fn assemble(
     let model = require(mapping, &vit_parameters(&vit), &mut model, &sizes, &mut problems);
     let specs = vit.adapters.map(|config| adapter_parameters(&config, vit.width)).unwrap_or_default();
     let adapters = require(mapping, &specs, &mut adapters, &sizes, &mut problems);
+    let specs = vit.neck.map(|neck| neck_parameters(&neck, vit.width)).unwrap_or_default();
+    let neck = require(mapping, &specs, &mut neck, &sizes, &mut problems);
     if let Some(config) = &vit.adapters
         && config.groups.checked_mul(config.blocks_per_group) != Some(vit.depth)
     {
@@ -118,7 +139,7 @@ pub(crate) fn assemble(
         problems.absurd.push(format!("adapters over {groups} × {per_group} blocks; the model has {}", vit.depth));
     }
     if problems.is_empty() {
-        Ok(Assembly { model, adapters, decoder, patches: vit.patches(), vit })
+        Ok(Assembly { model, adapters, neck, decoder, patches: vit.patches(), heads: sizes.heads, vit })
     } else {
         Err(Box::new(problems))
     }
@@ -129,6 +150,7 @@ struct Gather<'c> {
     problems: Problems,
     model: Pieces,
     adapters: Pieces,
+    neck: Pieces,
     decoder: Vec<Piece>,
     /// Parts of a joined parameter by position, and how many it takes.
     parts: BTreeMap<String, (usize, BTreeMap<usize, usize>)>,
@@ -152,6 +174,12 @@ impl Gather<'_> {
                 Fate::Adapter(target) => {
                     let piece = self.piece(target, at);
                     if self.adapters.insert(target.clone(), piece).is_some() {
+                        self.problems.duplicated.push((target.clone(), shown(&self.entries[at])));
+                    }
+                }
+                Fate::Neck(target) => {
+                    let piece = self.piece(target, at);
+                    if self.neck.insert(target.clone(), piece).is_some() {
                         self.problems.duplicated.push((target.clone(), shown(&self.entries[at])));
                     }
                 }
@@ -239,6 +267,18 @@ impl Gather<'_> {
         self.model.insert(merge.to.clone(), merged);
     }
 
+    /// A model without class token has no use for the row that a pretraining's table kept for it.
+    fn shorten(&mut self) {
+        let Some(Piece { shape, values: Values::Copy(at), .. }) = self.model.get("pos_embed") else { return };
+        let (at, &[1, rows, width]) = (*at, shape.as_slice()) else { return };
+        let square = |count: usize| count.isqrt().pow(2) == count;
+        if rows > 1 && square(rows - 1) && !square(rows) {
+            let (shape, values) = (vec![1, rows - 1, width], Values::Tail { of: at, skip: width });
+            let patches = Piece { shape, values, ..self.piece("pos_embed", at) };
+            self.model.insert(patches.name.clone(), patches);
+        }
+    }
+
     /// Where registers come between class token and patches, the class token takes its row of the position table.
     fn fold(&mut self) {
         let stored = |name: &str| match self.model.get(name) {
@@ -276,10 +316,21 @@ struct Sizes {
     depth: usize,
     final_norm: bool,
     classifier: Option<ClassifierConfig>,
+    class_token: bool,
+    window: Option<Window>,
+    relative: Option<RelativePosition>,
+    heads: Option<usize>,
 }
 
 impl Sizes {
-    fn infer(mapping: &Mapping, model: &Pieces, adapters: &Pieces, tensors: usize, problems: &mut Problems) -> Self {
+    fn infer(
+        mapping: &Mapping,
+        model: &Pieces,
+        adapters: &Pieces,
+        has_neck: bool,
+        tensors: usize,
+        problems: &mut Problems,
+    ) -> Self {
         let side = |name: &str, dim: usize| model.get(name).and_then(|piece| piece.shape.get(dim)).copied();
         let has = |linear: &str| ["weight", "bias"].iter().any(|leaf| model.contains_key(&format!("{linear}.{leaf}")));
         let fc_norm = has("fc_norm");
@@ -295,12 +346,14 @@ impl Sizes {
         };
         let final_norm = match mapping.final_norm {
             FinalNorm::Always => true,
+            FinalNorm::UnlessNeck => has("norm") || !has_neck,
             FinalNorm::UnlessFcNorm => has("norm") || !fc_norm,
             FinalNorm::Optional => has("norm") || adapters.contains_key("encoder_adapter.norm_in.weight"),
         };
         let registers = side("reg_token", 1).unwrap_or(0);
+        let class_token = mapping.window.is_none();
         // A table that goes with registers has no row for the class token.
-        let class_row = usize::from(registers == 0);
+        let class_row = usize::from(class_token && registers == 0);
         let rows = side("pos_embed", 1);
         let sensible = |rows: &usize| (1 + class_row..=MAX_PATCHES).contains(rows);
         if rows.is_some_and(|rows| !sensible(&rows)) {
@@ -309,8 +362,32 @@ impl Sizes {
         // A gate and its value lie in one matrix, of twice the rows that the second Linear reads.
         let (fc1, fc2) = (side("blocks.0.mlp.fc1.weight", 0), side("blocks.0.mlp.fc2.weight", 1));
         let gated = fc1.zip(fc2).is_some_and(|(fc1, fc2)| fc2.checked_mul(2) == Some(fc1));
+        let width =
+            side("pos_embed", 2).or_else(|| side("cls_token", 2)).or_else(|| side("patch_embed.proj.weight", 0));
+        // A table of offsets between places of an axis.
+        let axis = |block: usize, axis: &str| {
+            side(&format!("blocks.{block}.attn.rel_pos_{axis}"), 0).map(|offsets| offsets.div_ceil(2).max(1))
+        };
+        let decomposed = axis(0, "h").is_some() || axis(0, "w").is_some();
+        let table = side("blocks.0.attn.relative_position_bias_table", 1);
+        let heads = match side("blocks.0.attn.rel_pos_h", 1) {
+            Some(head_width) => width.and_then(|width| width.checked_div(head_width)).filter(|heads| *heads > 0),
+            None => table.filter(|heads| *heads > 0),
+        };
+        let window = mapping.window.map(|size| Window { size, ..Window::vitdet(depth) }).map(|window| {
+            let seen =
+                (0..depth).find(|block| !window.global_blocks.contains(block)).and_then(|block| axis(block, "h"));
+            Window { size: seen.unwrap_or(window.size), ..window }
+        });
+        let relative = if decomposed {
+            let global = window.as_ref().and_then(|window| window.global_blocks.first().copied()).unwrap_or(0);
+            let grid = ["h", "w"].map(|name| axis(global, name).unwrap_or(1));
+            Some(RelativePosition::Decomposed { grid })
+        } else {
+            table.map(|_| RelativePosition::Table)
+        };
         Self {
-            width: side("pos_embed", 2).or_else(|| side("cls_token", 2)).or_else(|| side("patch_embed.proj.weight", 0)),
+            width,
             patch: side("patch_embed.proj.weight", 2),
             patches: rows.filter(sensible).map(|rows| rows - class_row),
             mlp: if gated { fc2 } else { fc1 },
@@ -323,6 +400,10 @@ impl Sizes {
                 classes: side("head.weight", 0).or_else(|| side("head.bias", 0)).unwrap_or(1),
                 fc_norm,
             }),
+            class_token,
+            window,
+            relative,
+            heads,
         }
     }
 
@@ -333,11 +414,15 @@ impl Sizes {
             patch_size: patch,
             width: self.width.unwrap_or(1),
             depth: self.depth,
-            heads: 1,
+            heads: self.heads.unwrap_or(1),
             mlp_width: self.mlp.unwrap_or(1),
             mlp: self.form,
             layer_scale: self.layer_scale,
             registers: self.registers,
+            class_token: self.class_token,
+            window: self.window.clone(),
+            relative_position: self.relative,
+            neck: None,
             norm_eps: mapping.norm_eps.unwrap_or(1e-6),
             activation: mapping.activation,
             final_norm: self.final_norm,
@@ -370,7 +455,35 @@ impl Sizes {
             && (name != "pos_embed" || self.patches.is_some())
             && (!name.starts_with("patch_embed") || self.patch.is_some())
             && (!name.contains(".mlp.") || self.mlp.is_some())
+            // The grid is a fact: `settled` looks at it.
+            && !name.ends_with(".relative_position_bias_table")
     }
+}
+
+/// Whether what only facts decide, the native grid, fits the tables of relative positions.
+pub(crate) fn settled(mapping: &Mapping, model: &[Piece], vit: &VitConfig) -> Result<(), Box<Problems>> {
+    let mut problems = Problems { converter: mapping.name.clone(), ..Problems::default() };
+    let tables = vit_parameters(vit).into_iter().filter(|spec| spec.name.ends_with(".relative_position_bias_table"));
+    for spec in tables {
+        if let Some(piece) = model.iter().find(|piece| piece.name == spec.name && piece.shape != spec.shape) {
+            let (found, expected) = (piece.shape.clone(), spec.shape);
+            problems.misshaped.push(Misshaped { name: spec.name, found, expected });
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Box::new(problems)) }
+}
+
+/// The neck that the claimed tensors are of.
+fn neck_config(mapping: &Mapping, neck: &Pieces) -> Option<Neck> {
+    if neck.is_empty() {
+        return None;
+    }
+    let width = (2..=5).find_map(|scale| neck.get(&format!("neck.p{scale}.lateral.weight"))?.shape.first().copied());
+    Some(match width {
+        Some(width) => Neck::SimplePyramid { width, norm_eps: mapping.neck_norm_eps.unwrap_or(1e-6) },
+        // nn.BatchNorm2d's default.
+        None => Neck::FeaturePyramid { norm_eps: mapping.neck_norm_eps.unwrap_or(1e-5) },
+    })
 }
 
 fn is_float(dtype: Dtype) -> bool {

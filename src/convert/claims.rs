@@ -12,6 +12,7 @@ use crate::model::Mlp;
 pub(crate) enum Fate {
     Model(String),
     Adapter(String),
+    Neck(String),
     Concat { to: String, part: usize, parts: usize },
     Decoder(String),
     Ignored,
@@ -120,6 +121,7 @@ impl Mapping {
         match rule {
             Rule::Model(to) | Rule::SwiGlu(to) => rendered(to).map(Fate::Model),
             Rule::Adapter(to) => rendered(to).map(Fate::Adapter),
+            Rule::Neck(to) => rendered(to).map(Fate::Neck),
             Rule::Concat { to, part, parts } => rendered(to).map(|to| Fate::Concat { to, part: *part, parts: *parts }),
             Rule::Decoder => Some(Fate::Decoder(key.to_owned())),
             Rule::Ignore => Some(Fate::Ignored),
@@ -134,7 +136,7 @@ impl Mapping {
         // The rules for SwiGLU come after those they take the place of.
         for (from, rule) in &self.rules {
             let (to, part) = match rule {
-                Rule::Model(to) | Rule::Adapter(to) => (to, 0),
+                Rule::Model(to) | Rule::Adapter(to) | Rule::Neck(to) => (to, 0),
                 Rule::SwiGlu(to) if mlp == Mlp::SwiGlu => (to, 0),
                 Rule::Concat { to, part, .. } => (to, *part),
                 Rule::SwiGlu(_) | Rule::Decoder | Rule::Ignore => continue,

@@ -141,6 +141,10 @@ pub(crate) fn parameters(model: &Canonical) -> impl Iterator<Item = (String, Ten
 fn expressible(config: &ModelConfig, layout: Layout) -> Result<(), ConvertError> {
     let refuse = |reason: String, hint| Err(ConvertError::Inexpressible { layout: layout.name(), reason, hint });
     let vit = &config.vit;
+    if matches!(layout, Layout::Timm | Layout::Hf) && (!vit.class_token || !vit.plain_attention()) {
+        let reason = "it has windows, relative positions or no class token".to_owned();
+        return refuse(reason, "keep the common format, or export it");
+    }
     match layout {
         Layout::Timm => {
             if vit.norm_eps != TIMM_NORM_EPS {

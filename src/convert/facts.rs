@@ -43,7 +43,15 @@ pub(crate) fn resolve(
     let width = assembly.vit.width;
     let beside = sidecar.and_then(|sidecar| sidecar.heads);
     let registered = sidecar.and_then(|sidecar| registered_heads(mapping, sidecar.name.as_deref()?));
+    if let (Some(seen), Some(asked)) = (assembly.heads, request.heads.or(beside))
+        && seen != asked
+    {
+        let message =
+            format!("the tables of relative positions are for {seen} heads, not {asked}\nhint: leave out `--heads`");
+        return Err(ConvertError::Contradiction(message));
+    }
     let heads = agreed("--heads", request.heads, beside)?
+        .or_else(|| assembly.heads.map(|heads| (heads, "shapes")))
         .or_else(|| registered.map(|heads| (heads, "published")))
         .or_else(|| mapping.published_heads(width).map(|heads| (heads, "published")));
     let heads = match heads {

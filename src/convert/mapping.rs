@@ -14,6 +14,7 @@ use crate::model::{Activation, Feature, Licence, Preprocessing, Resample};
 /// Bounds on a mapping file: generous for people, small enough to be read without a thought about memory.
 const MAX_TEXT: usize = 1 << 18;
 const MAX_RULES: usize = 1 << 10;
+const MAX_WINDOW: usize = 1 << 10;
 
 /// Why a mapping is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,8 @@ pub(crate) enum FinalNorm {
     Always,
     /// A fine-tuned file has `fc_norm` in its place.
     UnlessFcNorm,
+    /// A segmenter or detector, which has a neck, may do without.
+    UnlessNeck,
     Optional,
 }
 
@@ -76,6 +79,8 @@ struct File {
     licence: Licence,
     sidecar: Option<SidecarKind>,
     adapter_norm_eps: Option<f64>,
+    neck_norm_eps: Option<f64>,
+    window: Option<usize>,
     #[serde(default)]
     beside: Vec<String>,
     layouts: Vec<LayoutFile>,
@@ -86,6 +91,8 @@ struct File {
     swiglu: IndexMap<String, String>,
     #[serde(default)]
     adapters: IndexMap<String, String>,
+    #[serde(default)]
+    neck: IndexMap<String, String>,
     #[serde(default)]
     concat: Vec<ConcatFile>,
     decoder: Option<DecoderFile>,
@@ -169,6 +176,8 @@ pub(crate) enum Rule {
     SwiGlu(Template),
     /// Copied into `adapters.safetensors` under a new name.
     Adapter(Template),
+    /// Copied into `neck.safetensors` under a new name.
+    Neck(Template),
     /// Part `part` of `parts` of a parameter, joined along the first dimension.
     Concat { to: Template, part: usize, parts: usize },
     /// Copied into `decoder.safetensors` under its own name.
@@ -213,6 +222,10 @@ pub struct Mapping {
     pub(crate) licence: Licence,
     pub(crate) sidecar: Option<SidecarKind>,
     pub(crate) adapter_norm_eps: Option<f64>,
+    /// Of a neck's norms.
+    pub(crate) neck_norm_eps: Option<f64>,
+    /// The models attend in windows of this side, all but the last block of each quarter, and have no class token.
+    pub(crate) window: Option<usize>,
     pub(crate) beside: Vec<String>,
     pub(crate) layouts: Vec<Layout>,
     pub(crate) rules: Vec<(Template, Rule)>,
@@ -281,6 +294,13 @@ impl Mapping {
             let (from, to) = renaming(from, to)?;
             rules.push((from, Rule::Adapter(to)));
         }
+        for (from, to) in &file.neck {
+            let (from, to) = renaming(from, to)?;
+            rules.push((from, Rule::Neck(to)));
+        }
+        if file.window.is_some_and(|side| !(1..=MAX_WINDOW).contains(&side)) {
+            return Err(format!("`window` is {}; 1 to {MAX_WINDOW} make sense", file.window.unwrap_or(0)));
+        }
         for concat in &file.concat {
             if concat.dim != 0 {
                 return Err(format!("`{}` is joined along dimension {}; only 0 is known", concat.to, concat.dim));
@@ -336,6 +356,8 @@ impl Mapping {
             licence: file.licence,
             sidecar: file.sidecar,
             adapter_norm_eps: file.adapter_norm_eps,
+            neck_norm_eps: file.neck_norm_eps,
+            window: file.window,
             beside: file.beside,
             layouts,
             rules,

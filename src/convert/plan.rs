@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::assemble::{Assembly, Piece, Values, assemble};
+use super::assemble::{Assembly, Piece, Values, assemble, settled};
 use super::claims::{Claims, Fate, shown};
 use super::detect::{branches, detect};
 use super::facts::{Fact, native_grid, resolve};
@@ -39,6 +39,8 @@ pub enum Action {
     Join,
     /// The first row is added to the class token, the others are copied bit for bit.
     Fold,
+    /// The first row, which the model never reads, is left out, the others are copied bit for bit.
+    Shorten,
     /// Listed by the mapping as not part of a model.
     Ignore,
     /// Part of a branch that was not chosen.
@@ -143,7 +145,7 @@ impl Plan {
         facts.push(Fact::new("position", named, "values"));
 
         let decisions = decisions(checkpoint, &claims, &assembly.model);
-        let Assembly { model, adapters, decoder, mut vit, .. } = assembly;
+        let Assembly { model, adapters, neck, decoder, mut vit, .. } = assembly;
         if let Some(grid) = grid {
             vit.image_size = grid.map(|side| side * vit.patch_size);
             let [height, width] = vit.image_size;
@@ -154,14 +156,20 @@ impl Plan {
         vit.activation = resolved.activation;
         vit.position.kind = kind;
         vit.validate().map_err(ConvertError::Contradiction)?;
+        settled(mapping, &model, &vit)?;
 
-        let pooled = vit.classifier.is_some_and(|classifier| classifier.fc_norm);
+        let pooled = !vit.class_token || vit.classifier.is_some_and(|classifier| classifier.fc_norm);
         let licence = match sidecar.and_then(|sidecar| sidecar.licence.clone()) {
             Some(spdx) => Licence { spdx, evidence: "config.json beside the weights".to_owned() },
             None => mapping.licence.clone(),
         };
         let computed = model.iter().filter(|piece| piece.is_computed()).map(|piece| piece.name.clone()).collect();
-        let files = [(ModelFile::Model, model), (ModelFile::Adapters, adapters), (ModelFile::Decoder, decoder)];
+        let files = [
+            (ModelFile::Model, model),
+            (ModelFile::Adapters, adapters),
+            (ModelFile::Neck, neck),
+            (ModelFile::Decoder, decoder),
+        ];
         Ok(Self {
             family: mapping.name.clone(),
             branch: layout.branch.clone(),
@@ -307,13 +315,18 @@ fn top(checkpoint: &Checkpoint) -> String {
 }
 
 fn decisions(checkpoint: &Checkpoint, claims: &Claims, model: &[Piece]) -> Vec<Decision> {
-    let folded = |target: &String| {
-        model.iter().any(|piece| piece.name == *target && matches!(piece.values, Values::Tail { .. }))
-    };
+    let of = |target: &String| model.iter().find(|piece| piece.name == *target).map(|piece| &piece.values);
+    // A row of the table goes into the class token, or nowhere where the model has none.
+    let folds = model.iter().any(|piece| matches!(piece.values, Values::Fold { .. }));
+    let shortened = |target: &String| matches!(of(target), Some(Values::Tail { .. }));
     let decide = |fate: &Fate| match fate {
-        Fate::Model(target) if folded(target) => (Action::Fold, Some(target.clone()), Some(ModelFile::Model)),
+        Fate::Model(target) if shortened(target) && !folds => {
+            (Action::Shorten, Some(target.clone()), Some(ModelFile::Model))
+        }
+        Fate::Model(target) if shortened(target) => (Action::Fold, Some(target.clone()), Some(ModelFile::Model)),
         Fate::Model(target) => (Action::Copy, Some(target.clone()), Some(ModelFile::Model)),
         Fate::Adapter(target) => (Action::Copy, Some(target.clone()), Some(ModelFile::Adapters)),
+        Fate::Neck(target) => (Action::Copy, Some(target.clone()), Some(ModelFile::Neck)),
         Fate::Concat { to, .. } => (Action::Join, Some(to.clone()), Some(ModelFile::Model)),
         Fate::Decoder(name) => (Action::Copy, Some(name.clone()), Some(ModelFile::Decoder)),
         Fate::OtherBranch => (Action::OtherBranch, None, None),
