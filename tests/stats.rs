@@ -67,3 +67,15 @@ fn no_configuration_makes_the_counts_overflow() {
     huge.image_size = [1 << 14, 1 << 14];
     assert_eq!(stats::vit(&huge, huge.image_size).macs_without_grad, u64::MAX);
 }
+
+#[test]
+fn windows_cost_what_windows_cost() {
+    let window = tec_zoo::model::Window::vitdet(12);
+    let detector = VitConfig { class_token: false, window: Some(window), ..vit(768, 12, 12, "learned") };
+    // 64 × 64 patches: 8 blocks of 25 windows of 14 × 14, 4 of all patches.
+    let (c, patches, places) = (768_u64, 4096, 25 * 196);
+    let everywhere = patches * 3 * 256 * c + 12 * patches * 9 * c * c;
+    let global = 4 * (patches * 3 * c * c + 2 * patches * patches * c);
+    let windowed = 8 * (places * 3 * c * c + 2 * places * 196 * c);
+    assert_eq!(stats::vit(&detector, [1024, 1024]).macs_without_grad, everywhere + global + windowed);
+}

@@ -8,9 +8,9 @@ ratios are medians over rounds. Peak memory is that of a process which loads a f
 """
 
 import argparse
+import os
 import pathlib
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,118 +43,20 @@ def run_alone(path, size, threads):
     alone = session(path, threads)
     for _ in range(2):
         alone.run(None, {alone.get_inputs()[0].name: images(size)})
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def modules():
-    import timm
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-    from transformers import VitDetBackbone, VitDetConfig
-
-    class Segmenter(nn.Module):
-        """timm's ViT at 512 pixels, its blocks 3, 5, 7 and 11 through iBOT's pyramid."""
-
-        def __init__(self):
-            super().__init__()
-            vit = timm.create_model("vit_base_patch16_224", img_size=512, num_classes=0, global_pool="")
-            self.vit, wide = vit, 768
-            up = lambda: nn.ConvTranspose2d(wide, wide, 2, 2)
-            self.fpn1 = nn.Sequential(up(), nn.BatchNorm2d(wide), nn.GELU(), up())
-            self.fpn2, self.fpn4 = nn.Sequential(up()), nn.MaxPool2d(2, 2)
-
-        def forward(self, x):
-            vit = self.vit
-            x = vit.patch_embed(x)
-            x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], 1) + vit.pos_embed
-            maps = []
-            for i, block in enumerate(vit.blocks):
-                x = block(x)
-                if i in (3, 5, 7, 11):
-                    maps.append(x[:, 1:].transpose(1, 2).reshape(-1, 768, 32, 32))
-            return self.fpn1(maps[0]), self.fpn2(maps[1]), maps[2], self.fpn4(maps[3])
-
-        def checkpoint(self):
-            state = {f"backbone.{key.removeprefix('vit.')}": value for key, value in self.state_dict().items()}
-            return {"state_dict": {key: value for key, value in state.items() if not key.startswith("backbone.norm.")}}
-
-    class Norm(nn.Module):
-        def __init__(self, wide):
-            super().__init__()
-            self.weight, self.bias = nn.Parameter(torch.ones(wide)), nn.Parameter(torch.zeros(wide))
-
-        def forward(self, x):
-            mean = x.mean(1, keepdim=True)
-            variance = (x - mean).pow(2).mean(1, keepdim=True)
-            return self.weight[:, None, None] * ((x - mean) / torch.sqrt(variance + 1e-6)) + self.bias[:, None, None]
-
-    class Conv(nn.Conv2d):
-        def __init__(self, inner, out, side):
-            super().__init__(inner, out, side, padding=side // 2, bias=False)
-            self.norm = Norm(out)
-
-        def forward(self, x):
-            return self.norm(super().forward(x))
-
-    class Detector(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = VitDetBackbone(
-                VitDetConfig(
-                    image_size=1024,
-                    window_size=14,
-                    window_block_indices=[0, 1, 3, 4, 6, 7, 9, 10],
-                    use_relative_position_embeddings=True,
-                    out_features=["stage12"],
-                )
-            )
-            up = lambda inner, out: nn.ConvTranspose2d(inner, out, 2, 2)
-            ends = lambda wide: [Conv(wide, 256, 1), Conv(256, 256, 3)]
-            self.simfp_2 = nn.Sequential(up(768, 384), Norm(384), nn.GELU(), up(384, 192), *ends(192))
-            self.simfp_3 = nn.Sequential(up(768, 384), *ends(384))
-            self.simfp_4 = nn.Sequential(*ends(768))
-            self.simfp_5 = nn.Sequential(nn.MaxPool2d(2, 2), *ends(768))
-
-        def forward(self, x):
-            last = self.net(x).feature_maps[0]
-            maps = [simfp(last) for simfp in (self.simfp_2, self.simfp_3, self.simfp_4, self.simfp_5)]
-            return last, *maps, F.max_pool2d(maps[-1], 1, 2)
-
-        def checkpoint(self):
-            out = {}
-            for key, value in self.state_dict().items():
-                for theirs, ours in [
-                    ("net.embeddings.position_embeddings", "net.pos_embed"),
-                    ("net.embeddings.projection", "net.patch_embed.proj"),
-                    ("net.encoder.layer.", "net.blocks."),
-                    (".attention.", ".attn."),
-                ]:
-                    key = key.replace(theirs, ours)
-                out[f"backbone.{key}"] = value
-            return {"model": out}
-
-    return {"upernet": (Segmenter, 512, ["--heads", "12"]), "vitdet": (Detector, 1024, [])}
-
-
-def shaken(module):
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if "rel_pos" in name or name.endswith("pos_embed") or "position_embeddings" in name:
-                value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
-    return module.eval()
+    # Not getrusage, whose peak includes the parent's pages before exec.
+    status = pathlib.Path("/proc/self/status").read_text()
+    print(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024)
 
 
 def compare(purpose, options, folder):
     import onnxslim
-    import os
     import torch
 
     binary = os.environ.get("TEC_ZOO_BIN", ROOT / "target" / "release" / "tec-zoo")
-    make, size, flags = modules()[purpose]
+    sys.path.insert(0, str(ROOT / "tests" / "interop"))
+    from segmenters_and_detectors import Detector, Segmenter, shaken
+
+    make, size, flags = {"upernet": (Segmenter, 512, ["--heads", "12"]), "vitdet": (Detector, 1024, [])}[purpose]
     torch.manual_seed(0)
     module = shaken(make())
     torch.save(module.checkpoint(), folder / "tuned.pth")

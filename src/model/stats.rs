@@ -2,8 +2,8 @@
 //!
 //! # What is counted
 //! One image. Every product of a weight or of an activation with an activation, once, as one multiply-accumulate: patch
-//! embedding, Linears, and attention's q·kᵀ and weights·v (T²·C each). Biases, norms, softmax, GELU, additions and
-//! products taken value by value (LayerScale, a SwiGLU's gate) are not. Parts whose result is thrown away count when
+//! embedding, Linears, and attention's q·kᵀ and weights·v (T²·C each; in windows, of the T of each window, padding included).
+//! Biases, norms, softmax, GELU, additions, relative positions and products taken value by value (LayerScale, a SwiGLU's gate) are not. Parts whose result is thrown away count when
 //! upstream computes them: both of TEC's decoders predict the class row and drop it. This is the convention of Table 8 of
 //! the TEC paper: it gives 8.3 G and 17.6 G, and 118.6 M parameters, for ViT-B, position tables included.
 
@@ -49,10 +49,19 @@ pub struct TecShape {
 ///
 /// Nothing is trained in such a pass: `macs_with_grad` is 0. `trainable` is what fine-tuning would move.
 pub fn vit(config: &VitConfig, image: [usize; 2]) -> Stats {
-    let patches = (image[0] / config.patch_size) as u128 * (image[1] / config.patch_size) as u128;
+    let grid = image.map(|side| side / config.patch_size);
+    let patches = wide(grid[0]) * wide(grid[1]);
     let tokens = patches + wide(config.prefix_tokens());
     let mut parameters = total(&vit_parameters(config));
     let mut macs = encoder_macs(config, patches, tokens);
+    if let Some(window) = &config.window {
+        let windows: u128 = grid.iter().map(|side| wide(side.div_ceil(window.size))).product();
+        let blocks = wide(config.depth - window.global_blocks.len());
+        let (places, c) = (windows * wide(window.size).pow(2), wide(config.width));
+        // The padding goes through qkv and attention.
+        macs = macs - blocks * (2 * tokens * tokens * c + tokens * 3 * c * c)
+            + blocks * (2 * places * wide(window.size).pow(2) * c + places * 3 * c * c);
+    }
     if let Some(classifier) = config.classifier {
         macs += wide(config.width) * wide(classifier.classes);
     }

@@ -228,3 +228,34 @@ fn what_a_model_cannot_be_is_refused_when_it_is_opened() {
         assert!(vit.validate().unwrap_err().contains("global_blocks"));
     }
 }
+
+#[test]
+fn one_dynamic_file_gives_the_maps_of_every_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let pyramid = model(&file(&dir, "pyramid"), "mae", |vit| vit.neck = Some(Neck::FeaturePyramid { norm_eps: 1e-5 }));
+    let plain = model(&file(&dir, "plain"), "ibot", |_| {});
+    let detector = model(&file(&dir, "detector"), "vitdet", |vit| {
+        vitdet(vit);
+        vit.neck = Some(Neck::SimplePyramid { width: 12, norm_eps: 1e-6 });
+        vit.relative_position = Some(RelativePosition::Decomposed { grid: [4, 3] });
+    });
+    let free = MapOptions { parameter_free: true, ..MapOptions::default() };
+    let path = file(&dir, "x.onnx");
+    for (model, purpose) in [
+        (&pyramid, upernet(MapOptions::default())),
+        (&plain, upernet(MapOptions::default())),
+        (&plain, Purpose::CascadeMaskRcnn(free)),
+        (&plain, Purpose::VitDet),
+        (&detector, Purpose::VitDet),
+    ] {
+        for (target, able) in [(Target::Ort, without_candle()), (Target::Portable, runtimes())] {
+            let options = ExportOptions { purpose: purpose.clone(), target, size: Size::Dynamic, ..Default::default() };
+            export(model, &path, &options).unwrap();
+            is_tidy(&path);
+            // The native grid, one that fills its windows of 2, and one that fills none.
+            for size in [[32, 24], [32, 48], [40, 56]] {
+                agrees(model, &path, size, &able);
+            }
+        }
+    }
+}

@@ -12,10 +12,6 @@ use crate::onnx::payload::{Payload, to_f32};
 /// A map in a graph.
 pub(super) type GraphMap = Map<Value, [Extent; 2]>;
 
-fn fixed(lengths: &[usize]) -> Vec<Extent> {
-    lengths.iter().copied().map(Extent::Fixed).collect()
-}
-
 /// A grid known when the graph is written.
 pub(super) fn known(operation: &'static str, grid: [Extent; 2]) -> Result<[usize; 2]> {
     match grid {
@@ -46,58 +42,111 @@ impl Record<'_> {
         }
     }
 
-    /// `value` (1 in its first axes) as often as `x` has entries of its first axis, its other axes as long as `rest`.
-    pub(super) fn expanded(&mut self, value: &str, x: &str, rest: &[usize]) -> String {
+    /// `value` (1 in its first axis) as often as `x` has entries of its first axis, its other axes as long as `rest`.
+    pub(super) fn expanded(&mut self, value: &str, x: &str, rest: &[Extent]) -> Result<String> {
         let shape = self.node("Shape", &[x], vec![]);
         let first = self.integers(&[0], true);
-        let batch = self.node("Gather", &[&shape, &first], vec![("axis", Attribute::Int(0))]);
-        let rest: Vec<i64> = rest.iter().map(|length| *length as i64).collect();
-        let rest = self.integers(&rest, true);
-        let shape = self.node("Concat", &[&batch, &rest], vec![("axis", Attribute::Int(0))]);
-        self.node("Expand", &[value, &shape], vec![])
+        let mut parts = vec![self.node("Gather", &[&shape, &first], vec![("axis", Attribute::Int(0))])];
+        for extent in rest {
+            parts.push(match extent {
+                Extent::Fixed(length) => self.integers(&[*length as i64], true),
+                free => self.length(*free)?,
+            });
+        }
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let shape = self.node("Concat", &parts, vec![("axis", Attribute::Int(0))]);
+        Ok(self.node("Expand", &[value, &shape], vec![]))
     }
 
-    /// Zeros after the last place of one axis of (B, rows, columns, C). Not Pad: candle-onnx has none of a constant.
-    fn padded(&mut self, x: &str, axis: i64, zeros: [usize; 3]) -> String {
+    /// The lengths of `grid` in whole windows of `size`, and how many windows those are; free ones are computed in the graph.
+    fn in_windows(&mut self, grid: [Extent; 2], size: usize) -> Result<[(Extent, Extent); 2]> {
+        let mut out = grid.map(|side| (side, side));
+        for (axis, (padded, count)) in out.iter_mut().enumerate() {
+            (*padded, *count) = match grid[axis] {
+                Extent::Fixed(side) => {
+                    let count = side.div_ceil(size);
+                    (Extent::Fixed(count * size), Extent::Fixed(count))
+                }
+                free => {
+                    let names = WINDOWED[axis];
+                    if !self.lengths.contains_key(&names.0) {
+                        let scope = std::mem::replace(&mut self.scope, vec!["shapes".to_owned()]);
+                        let (last, side) =
+                            (self.integers(&[size as i64 - 1], true), self.integers(&[size as i64], true));
+                        let length = self.length(free)?;
+                        let reaching = self.node("Add", &[&length, &last], vec![]);
+                        let count = self.node("Div", &[&reaching, &side], vec![]);
+                        let padded = self.node("Mul", &[&count, &side], vec![]);
+                        let missing = self.node("Sub", &[&padded, &length], vec![]);
+                        let lengths = [(names.0, padded), (names.1, count), (names.2, missing)];
+                        self.lengths.extend(lengths);
+                        self.scope = scope;
+                    }
+                    (names.0, names.1)
+                }
+            };
+        }
+        Ok(out)
+    }
+
+    /// Zeros that make one axis of (B, …, C) `padded` long, where it is shorter: `dims` are the lengths there are.
+    fn filled(&mut self, map: &str, axis: usize, dims: [Extent; 4], padded: Extent, size: usize) -> Result<String> {
+        let missing = match (dims[axis], padded) {
+            (Extent::Fixed(side), Extent::Fixed(padded)) if side == padded => return Ok(map.to_owned()),
+            (Extent::Fixed(side), Extent::Fixed(padded)) => Extent::Fixed(padded - side),
+            _ => WINDOWED[axis - 1].2,
+        };
+        let mut zeros = dims;
+        zeros[axis] = match missing {
+            Extent::Fixed(_) => missing,
+            // Cut from a whole window of them, because there may be none to be cut, and candle-onnx expands nothing to one.
+            Extent::Free(_) => Extent::Fixed(size),
+        };
         let zero = self.store("/float/zero", Element::F32, vec![1; 4], Payload::f32(&[0.0]));
-        let zeros = self.expanded(&zero, x, &zeros);
-        self.node("Concat", &[x, &zeros], vec![("axis", Attribute::Int(axis))])
+        let mut zeros = self.expanded(&zero, map, &zeros[1..])?;
+        if let Extent::Free(_) = missing {
+            let (end, start) = (self.length(missing)?, self.integers(&[0], true));
+            let axis = self.integers(&[axis as i64], true);
+            zeros = self.node("Slice", &[&zeros, &start, &end, &axis], vec![]);
+        }
+        Ok(self.node("Concat", &[map, &zeros], vec![("axis", Attribute::Int(axis as i64))]))
     }
 
     pub(super) fn record_windows(&mut self, x: &Value, grid: [Extent; 2], size: usize) -> Result<Value> {
         let channels = self.channels_on("windows", x, grid)?;
-        let [rows, columns] = known("windows", grid)?;
-        let [down, across] = [rows, columns].map(|side| side.div_ceil(size));
+        let [(high, down), (wide, across)] = self.in_windows(grid, size)?;
+        let [side, wide_channels] = [size, channels].map(Extent::Fixed);
         self.leave_to(1);
-        let mut map = self.reshaped(&x.name, &[&[BATCH], &fixed(&[rows, columns, channels])[..]].concat())?;
-        if rows < down * size {
-            map = self.padded(&map, 1, [down * size - rows, columns, channels]);
-        }
-        if columns < across * size {
-            map = self.padded(&map, 2, [down * size, across * size - columns, channels]);
-        }
-        let cut = self.reshaped(&map, &[&[BATCH], &fixed(&[down, size, across, size, channels])[..]].concat())?;
+        let map = self.reshaped(&x.name, &[BATCH, grid[0], grid[1], wide_channels])?;
+        let map = self.filled(&map, 1, [BATCH, grid[0], grid[1], wide_channels], high, size)?;
+        let map = self.filled(&map, 2, [BATCH, high, grid[1], wide_channels], wide, size)?;
+        let cut = self.reshaped(&map, &[BATCH, down, side, across, side, wide_channels])?;
         let turned = self.turned(&cut, &[0, 1, 3, 2, 4, 5]);
-        let name = self.reshaped(&turned, &[ROWS, Extent::Fixed(channels)])?;
+        let name = self.reshaped(&turned, &[ROWS, wide_channels])?;
         Ok(Value { name, form: Form::Flat { tokens: Extent::Fixed(size * size), channels } })
     }
 
     pub(super) fn record_unwindow(&mut self, x: &Value, grid: [Extent; 2], size: usize) -> Result<Value> {
         let channels = self.channels_on("unwindow", x, [Extent::Fixed(size); 2])?;
-        let [rows, columns] = known("unwindow", grid)?;
-        let [down, across] = [rows, columns].map(|side| side.div_ceil(size));
+        let [(high, down), (wide, across)] = self.in_windows(grid, size)?;
+        let [side, wide_channels] = [size, channels].map(Extent::Fixed);
         self.leave_to(1);
-        let cut = self.reshaped(&x.name, &[&[BATCH], &fixed(&[down, across, size, size, channels])[..]].concat())?;
+        let cut = self.reshaped(&x.name, &[BATCH, down, across, side, side, wide_channels])?;
         let turned = self.turned(&cut, &[0, 1, 3, 2, 4, 5]);
-        let wide = fixed(&[down * size, across * size, channels]);
-        let mut map = self.reshaped(&turned, &[&[BATCH], &wide[..]].concat())?;
-        if rows < down * size {
-            map = self.slice(&map, 1, 0, Some(rows));
+        let mut map = self.reshaped(&turned, &[BATCH, high, wide, wide_channels])?;
+        for (axis, (there, wanted)) in [(high, grid[0]), (wide, grid[1])].into_iter().enumerate() {
+            let axis = 1 + axis as i64;
+            map = match (there, wanted) {
+                (Extent::Fixed(there), Extent::Fixed(wanted)) if there == wanted => map,
+                (_, Extent::Fixed(wanted)) => self.slice(&map, axis, 0, Some(wanted)),
+                (_, free) => {
+                    let (end, start, axis) =
+                        (self.length(free)?, self.integers(&[0], true), self.integers(&[axis], true));
+                    self.node("Slice", &[&map, &start, &end, &axis], vec![])
+                }
+            };
         }
-        if columns < across * size {
-            map = self.slice(&map, 2, 0, Some(columns));
-        }
-        let name = self.reshaped(&map, &[ROWS, Extent::Fixed(channels)])?;
+        let name = self.reshaped(&map, &[ROWS, wide_channels])?;
         Ok(Value { name, form: Form::Flat { tokens: patches(grid), channels } })
     }
 
@@ -270,6 +319,12 @@ impl Record<'_> {
         Ok(out)
     }
 }
+
+/// For each axis of a free grid: its length in whole windows, the number of windows, and the length that is missing.
+const WINDOWED: [(Extent, Extent, Extent); 2] = [
+    (Extent::Free("whole rows"), Extent::Free("windows down"), Extent::Free("rows missing")),
+    (Extent::Free("whole columns"), Extent::Free("windows across"), Extent::Free("columns missing")),
+];
 
 /// Names of grids of other scales.
 const SCALED: [[&str; 5]; 2] =

@@ -61,6 +61,8 @@ pub struct Record<'a> {
     lengths: HashMap<Extent, String>,
     /// Shapes put together at run time.
     shapes: HashMap<Vec<Extent>, String>,
+    /// Values that depend on lengths alone, which every block needs: by what they are.
+    shared: HashMap<String, String>,
 }
 
 type Result<T> = std::result::Result<T, ExportError>;
@@ -77,6 +79,7 @@ impl<'a> Record<'a> {
             relaid: HashMap::new(),
             lengths: HashMap::new(),
             shapes: HashMap::new(),
+            shared: HashMap::new(),
         }
     }
 

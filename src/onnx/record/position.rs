@@ -16,7 +16,7 @@ use crate::onnx::payload::Payload;
 const REACH: usize = 2;
 
 /// `TensorProto.DataType` of f32.
-const FLOAT: i64 = Element::F32.code() as i64;
+pub(super) const FLOAT: i64 = Element::F32.code() as i64;
 
 impl Record<'_> {
     /// The table `name` for a grid chosen at run time, (1, 1 + L, C), or (1, L, C) where it has no class row.
@@ -121,7 +121,7 @@ impl Record<'_> {
     }
 
     /// 1, 3, 5, … as many as `length`, (1), says: (n, 1).
-    fn counter(&mut self, length: &str) -> String {
+    pub(super) fn counter(&mut self, length: &str) -> String {
         let first = self.integers(&[0], false);
         let length = self.node("Gather", &[length, &first], vec![("axis", Attribute::Int(0))]);
         let [zero, one] = [0, 1].map(|value| self.integers(&[value], false));
