@@ -7,6 +7,7 @@ mod bundle;
 mod cache;
 mod check;
 mod completions;
+mod contract;
 mod convert;
 mod demo;
 mod embed;
@@ -80,6 +81,7 @@ enum Verb {
     Embed(embed::Args),
     Export(export::Args),
     Check(check::Args),
+    Contract(contract::Args),
     Pretrain(pretrain::Args),
     View(view::Args),
     Stats(stats::Args),
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
         Verb::Embed(args) => embed::run(&args, &mut output),
         Verb::Export(args) => export::run(&args, &mut output),
         Verb::Check(args) => check::run(&args, &mut output),
+        Verb::Contract(args) => contract::run(&args, &mut output),
         Verb::Pretrain(args) => pretrain::run(&args, &mut output),
         Verb::View(args) => view::run(&args, &mut output),
         Verb::Stats(args) => stats::run(&args, &mut output),

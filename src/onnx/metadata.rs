@@ -55,6 +55,57 @@ fn number(value: f64) -> serde_json::Value {
     if value.fract() == 0.0 { serde_json::json!(value as u64) } else { serde_json::json!(value) }
 }
 
+/// What [`entries`] may say, in its order.
+pub(super) const KEYS: &[&str] = &[
+    "model",
+    "family",
+    "tool",
+    "target",
+    "for",
+    "adapters",
+    "levels",
+    "strides",
+    "level_norm",
+    "neck",
+    "window",
+    "global_blocks",
+    "relative_position",
+    "color",
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "image_size",
+    "patch_size",
+    "grid",
+    "native_image_size",
+    "resample",
+    "prefix_tokens",
+    "width",
+    "depth",
+    "heads",
+    "norm_eps",
+    "activation",
+    "has_final_norm",
+    "feature",
+    "source_file",
+    "source_sha256",
+    "branch",
+    "converter",
+    "lineage",
+    "licence",
+    "licence_evidence",
+];
+
+/// What every export of `model` says, whatever it is for.
+pub(super) fn of_model(model: &Canonical) -> Vec<(String, String)> {
+    const OF_EXPORTS: [&str; 5] = ["tool", "target", "for", "image_size", "grid"];
+    let options = ExportOptions::default();
+    let Ok(dialect) = Dialect::new(options.target, options.opset) else { return Vec::new() };
+    let entries = entries(model, &options, dialect, model.config().vit.image_size.map(Extent::Fixed), None);
+    entries.into_iter().filter(|(key, _)| !OF_EXPORTS.contains(&key.as_str())).collect()
+}
+
 /// `metadata_props`, in this order; empty values are left out.
 pub(super) fn entries(
     model: &Canonical,

@@ -5,6 +5,7 @@
 //! one message in memory. See `docs/onnx.md` for what a file contains.
 
 mod check;
+mod contract;
 mod export;
 mod graph;
 mod metadata;
@@ -23,6 +24,7 @@ pub use check::{
     CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, OutputCheck, Reference, RuntimeCheck,
     RuntimeVerdict, check, export_checked,
 };
+pub use contract::{CONSUMERS, Contract, ContractError, Difference, Expectation, Subject};
 pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Size, export};
 pub use graph::Extent;
 pub use purpose::{LevelNorm, MapContract, MapOptions, NeckUse, Purpose};

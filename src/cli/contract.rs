@@ -1,0 +1,100 @@
+//! `tec-zoo contract`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{exit::Exit, output::Output, registry};
+use crate::onnx::{CONSUMERS, Contract, Expectation};
+
+/// What a graph or a model promises: levels, strides, norm, prefix tokens, mean and std, resampling, lineage
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  tec-zoo contract ibot.onnx
+  tec-zoo contract levels.onnx --diff mmseg-mae-upernet       exit 3 and the reasons, where it does not fit
+  tec-zoo contract new.onnx --diff old.onnx
+
+Consumers: detectron2-vitdet, ibot-cascade-mask-rcnn, ibot-upernet, mmdet-vitdet, mmseg-mae-upernet")]
+pub(super) struct Args {
+    /// A graph (.onnx), a directory in the common format, or a name of the zoo
+    what: String,
+    /// Compare with what a consumer expects: one of those below, a .toml or .json file of fields, another graph, or a model
+    #[arg(long, value_name = "OTHER")]
+    diff: Option<String>,
+    /// For machines: one object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let contract = contract(&args.what)?;
+    let Some(other) = &args.diff else {
+        match args.json {
+            true => output.json(&contract)?,
+            false => {
+                let rows: Vec<Vec<String>> =
+                    contract.facts.iter().map(|(field, value)| vec![field.clone(), shown(value)]).collect();
+                output.table(&["FIELD", "VALUE"], &rows, &[])?;
+            }
+        }
+        return Ok(Exit::Done);
+    };
+    let expectation = expectation(other)?;
+    let differences = contract.differences(&expectation);
+    if args.json {
+        output.json(&json!({ "of": contract.of, "expected_by": expectation.of, "differences": differences }))?;
+    } else {
+        for difference in &differences {
+            let here = difference.here.as_ref().map_or_else(|| "nothing".to_owned(), shown);
+            let expected = shown(&difference.expected);
+            output.line(format_args!("{}: {here} here, {expected} expected", difference.field))?;
+            output.line(format_args!("  {}\n  hint: {}", difference.why, difference.next))?;
+        }
+        if differences.is_empty() {
+            output.line(format_args!("{} is what {} expects", contract.of, expectation.of))?;
+        }
+    }
+    Ok(if differences.is_empty() { Exit::Done } else { Exit::NotHeld })
+}
+
+fn is_graph(what: &str) -> bool {
+    Path::new(what).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+}
+
+fn contract(what: &str) -> Result<Contract> {
+    if is_graph(what) {
+        return Ok(Contract::of_graph(Path::new(what))?);
+    }
+    Ok(Contract::of_model(&registry::open(what)?))
+}
+
+fn expectation(other: &str) -> Result<Expectation> {
+    if let Some(consumer) = Expectation::of_consumer(other) {
+        return Ok(consumer?);
+    }
+    let path = Path::new(other);
+    if path.extension().is_some_and(|extension| extension == "toml" || extension == "json") {
+        return Ok(Expectation::of_file(path)?);
+    }
+    let consumers = || CONSUMERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let other = contract(other).with_context(|| format!("`{other}` is none of the consumers {}", consumers()))?;
+    Ok(Expectation::of_contract(&other))
+}
+
+/// A value as people write it.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) if values.iter().any(Value::is_object) => {
+            values.iter().map(shown).collect::<Vec<_>>().join(", ")
+        }
+        Value::Object(fields) if fields.contains_key("shape") => {
+            let field = |name: &str| fields.get(name).map(shown).unwrap_or_default();
+            let shape = fields.get("shape").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let shape: Vec<String> = shape.iter().map(shown).collect();
+            format!("{} ({}) {}", field("name"), shape.join(", "), field("type"))
+        }
+        value => value.to_string(),
+    }
+}
