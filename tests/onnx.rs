@@ -1,5 +1,6 @@
 //! Exported graphs against the eager forward.
 
+mod contract;
 mod dynamic;
 mod maps;
 
@@ -491,7 +492,7 @@ fn adapters_are_named_where_kept_absent_where_dropped_and_refused_where_there_ar
     }
     assert_eq!(
         info.outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>(),
-        ["last_hidden_state", "adapted"]
+        ["last_hidden_state", "adapted", "adapted_group0", "adapted_group1"]
     );
 
     export(&model, &path, &ExportOptions::default()).unwrap();

@@ -13,7 +13,7 @@ use crate::onnx::{
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum For {
-    /// All tokens: `last_hidden_state`, and `adapted` where adapters are kept
+    /// All tokens: `last_hidden_state`
     Tokens,
     /// The pooled feature, and logits where the model has a head
     Classification,
@@ -81,7 +81,7 @@ pub(super) struct Args {
     /// Scale the levels without learned layers: places repeated, maxima
     #[arg(long, value_enum)]
     pyramid: Option<PyramidArg>,
-    /// TEC's encoder adapter: left out, or kept with its output `adapted`
+    /// TEC's encoder adapter: left out, or kept, with outputs `adapted` (Z_e) and `adapted_group0`, … (Z'_n)
     #[arg(long, value_enum, default_value = "drop")]
     adapters: AdaptersArg,
     /// Image size in pixels; the position table is resampled by the family's rule

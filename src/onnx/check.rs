@@ -218,18 +218,16 @@ fn image_size(info: &ModelInfo, path: &Path) -> Result<[usize; 2], CheckError> {
 fn expected(info: &ModelInfo, path: &Path, model: &Canonical, images: &Images) -> Result<Vec<Output>, CheckError> {
     let names: Vec<&str> = info.outputs.iter().map(|output| output.name.as_str()).collect();
     let text = |key: &str| info.metadata.get(key).map(String::as_str);
-    let (purpose, adapters) = match names.first() {
-        _ if text("for") == Some("upernet") => (Purpose::UperNet(map_options(&info.metadata)), Adapters::Drop),
-        _ if text("for") == Some("cascade-mask-rcnn") => {
-            (Purpose::CascadeMaskRcnn(map_options(&info.metadata)), Adapters::Drop)
-        }
-        _ if text("for") == Some("vitdet") => (Purpose::VitDet, Adapters::Drop),
-        Some(&"last_hidden_state") if names.contains(&"adapted") => (Purpose::Tokens, Adapters::Keep),
-        Some(&"last_hidden_state") => (Purpose::Tokens, Adapters::Drop),
-        Some(&"feature") => (Purpose::Classification, Adapters::Drop),
-        Some(&"level0") => (Purpose::Levels(levels(&info.metadata)), Adapters::Drop),
-        Some(_) if names.iter().all(|name| name.parse::<FeatureOutput>().is_ok()) => {
-            (Purpose::Features(names.iter().filter_map(|name| name.parse().ok()).collect()), Adapters::Drop)
+    let adapters = if text("adapters") == Some("kept") { Adapters::Keep } else { Adapters::Drop };
+    let purpose = match (text("for"), names.first()) {
+        (Some("upernet"), _) => Purpose::UperNet(map_options(&info.metadata)),
+        (Some("cascade-mask-rcnn"), _) => Purpose::CascadeMaskRcnn(map_options(&info.metadata)),
+        (Some("vitdet"), _) => Purpose::VitDet,
+        (_, Some(&"last_hidden_state")) => Purpose::Tokens,
+        (_, Some(&"feature")) => Purpose::Classification,
+        (_, Some(&"level0")) => Purpose::Levels(levels(&info.metadata)),
+        (_, Some(_)) if names.iter().all(|name| name.parse::<FeatureOutput>().is_ok()) => {
+            Purpose::Features(names.iter().filter_map(|name| name.parse().ok()).collect())
         }
         _ => {
             let reason = format!("its outputs ({}) are not an exported backbone's", names.join(", "));

@@ -6,14 +6,16 @@ use serde::Serialize;
 
 use super::export::{Adapters, ExportError};
 use crate::model::{
-    Feature, FeatureOutput, Map, ModelConfig, Neck, Ops, RelativePosition, Vit, VitConfig, Window, quarters,
+    Adapted, Feature, FeatureOutput, Features, Map, ModelConfig, Neck, Ops, RelativePosition, Vit, VitConfig, Window,
+    quarters,
 };
 
-/// What the graph is for, which decides its outputs.
+/// What the graph is for, which decides its outputs. Where adapters are kept, `adapted` and `adapted_group{n}` come after them,
+/// as maps where the others are.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
-    /// `last_hidden_state` (B, 1 + R + L, C), and `adapted` of the same shape where adapters are kept.
+    /// `last_hidden_state` (B, 1 + R + L, C).
     #[default]
     Tokens,
     /// `feature` (B, C): what the model's configuration calls its feature; `logits` (B, classes) where there is a head.
@@ -220,10 +222,6 @@ impl Purpose {
             let hint = "convert a TEC training checkpoint; released TEC files and other families have none";
             return Err(ExportError::NoAdapters { reason: "this model has none", hint });
         }
-        if adapters == Adapters::Keep && *self != Self::Tokens {
-            let hint = "use --for tokens, or --adapters drop";
-            return Err(ExportError::NoAdapters { reason: "only token outputs include the adapted feature", hint });
-        }
         self.maps(config)?;
         match self {
             Self::Features(wanted) => check_features(wanted, vit),
@@ -267,10 +265,15 @@ pub(super) fn outputs<O: Ops>(
     adapters: Adapters,
 ) -> Result<NamedOutputs<O>, O::Error> {
     let vit = purpose.vit(&config.vit);
+    let prefix = vit.prefix_tokens();
     let vit = Vit::new(&vit);
     let features = vit.encode(ops, images, grid)?;
     let flat = |name: &str, value| Named { name: name.to_owned(), value, grid: None };
     let map = |name: String, value, grid| Named { name, value, grid: Some(grid) };
+    let adapted = match adapters {
+        Adapters::Keep => adapter_outputs(config, &vit, ops, &features)?,
+        Adapters::Drop => Vec::new(),
+    };
     if let Some(contract) = maps {
         let normed = contract.level_norm == LevelNorm::Final;
         let levels = vit.levels(ops, &features, &contract.levels, normed)?;
@@ -287,9 +290,13 @@ pub(super) fn outputs<O: Ops>(
         };
         let named = |(i, Map { value, grid }): (usize, Map<O::Value, O::Grid>)| map(format!("p{}", 2 + i), value, grid);
         out.extend(pyramid.into_iter().enumerate().map(named));
+        for (name, tokens) in adapted {
+            let patches = ops.tokens(&tokens, prefix, None)?;
+            out.push(map(name, patches, grid));
+        }
         return Ok(out);
     }
-    match purpose {
+    let mut out = match purpose {
         Purpose::Classification => {
             let feature = match config.feature {
                 Feature::Cls => vit.class_token(ops, &features)?,
@@ -297,23 +304,38 @@ pub(super) fn outputs<O: Ops>(
             };
             let mut out = vec![flat("feature", feature)];
             out.extend(vit.classify(ops, &features)?.map(|logits| flat("logits", logits)));
-            Ok(out)
+            out
         }
         Purpose::Features(wanted) => {
             let mut out = Vec::with_capacity(wanted.len());
             for output in wanted {
                 out.extend(output.of(&vit, ops, &features)?.map(|value| flat(&output.to_string(), value)));
             }
-            Ok(out)
+            return Ok(out);
         }
-        _ => {
-            let mut out = vec![flat("last_hidden_state", features.last().clone())];
-            if adapters == Adapters::Keep {
-                out.extend(vit.adapt(ops, &features)?.map(|adapted| flat("adapted", adapted.adapted)));
-            }
-            Ok(out)
-        }
-    }
+        _ => vec![flat("last_hidden_state", features.last().clone())],
+    };
+    out.extend(adapted.into_iter().map(|(name, value)| flat(&name, value)));
+    Ok(out)
+}
+
+/// `adapted` (Z_e), and what each group of blocks contributes to it, `adapted_group{n}` (Z'_n), each (B, P + L, C).
+///
+/// The adapter reads the last block through the encoder's final norm, also where the purpose itself leaves that norm out.
+fn adapter_outputs<O: Ops>(
+    config: &ModelConfig,
+    vit: &Vit<'_>,
+    ops: &mut O,
+    features: &Features<O::Value>,
+) -> Result<Vec<(String, O::Value)>, O::Error> {
+    let norm = match (&features.norm, features.blocks.last()) {
+        (None, Some(last)) => Vit::new(&config.vit).norm(ops, last)?,
+        (norm, _) => norm.clone(),
+    };
+    let features = Features { blocks: features.blocks.clone(), norm };
+    let Some(Adapted { groups, adapted }) = vit.adapt(ops, &features)? else { return Ok(Vec::new()) };
+    let groups = groups.into_iter().enumerate().map(|(n, group)| (format!("adapted_group{n}"), group));
+    Ok([("adapted".to_owned(), adapted)].into_iter().chain(groups).collect())
 }
 
 fn check_features(wanted: &[FeatureOutput], vit: &VitConfig) -> Result<(), ExportError> {

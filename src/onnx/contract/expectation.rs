@@ -131,7 +131,7 @@ impl Expectation {
         Self { of: other.of.clone(), facts: facts.collect() }
     }
 
-    fn new(of: &str, facts: IndexMap<String, Expected>) -> Result<Self, ContractError> {
+    fn new(of: &str, mut facts: IndexMap<String, Expected>) -> Result<Self, ContractError> {
         let known = |field: &str| ["inputs", "outputs"].contains(&field) || metadata::KEYS.contains(&field);
         if let Some(field) = facts.keys().find(|field| !known(field)) {
             let nearest = metadata::KEYS
@@ -143,6 +143,8 @@ impl Expectation {
         if facts.is_empty() {
             return Err(invalid(of, "it expects nothing".to_owned()));
         }
+        // In a contract's order, since that of a TOML table is not kept.
+        facts.sort_by_cached_key(|field, _| metadata::KEYS.iter().position(|key| key == field));
         Ok(Self { of: of.to_owned(), facts })
     }
 
