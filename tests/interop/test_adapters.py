@@ -117,13 +117,13 @@ def test_only_the_adapters_of_an_exported_model_learn(models, tmp_path, purpose)
         return torch.nn.functional.binary_cross_entropy_with_logits(pooled @ direction, labels)
 
     optimizer = torch.optim.AdamW([t for n, t in model.named().items() if n.startswith(PREFIX)], lr=1e-2)
-    first = float(loss())
+    first = loss().item()
     for _ in range(60):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    last = float(loss())
+    last = loss().item()
     assert last < 0.5 * first, f"{first} -> {last}"
     for name, tensor in model.named().items():
         same = torch.equal(tensor.detach(), before[name])
-        assert same != name.startswith(PREFIX) or same and "bias" in name, f"{name} {'stayed' if same else 'moved'}"
+        assert same != name.startswith(PREFIX), f"{name} {'stayed' if same else 'moved'}"
