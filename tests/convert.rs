@@ -1,5 +1,6 @@
 //! Mappings, plans and conversions, in both directions.
 
+mod consumers;
 mod refusals;
 mod roundtrip;
 mod staging;

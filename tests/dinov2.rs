@@ -36,7 +36,7 @@ fn convert(file: &Path, out: &Path, request: &Request) -> convert::Conversion {
 }
 
 fn emit(model: &Path, layout: Layout, out: &Path) -> Result<convert::Emission, ConvertError> {
-    convert::emit(&Canonical::open(model).unwrap(), layout, out, false, &mut |_| ControlFlow::Continue(()))
+    convert::emit(&Canonical::open(model).unwrap(), layout, None, out, false, &mut |_| ControlFlow::Continue(()))
 }
 
 /// The values of a stored tensor of the fixtures, which are f32.

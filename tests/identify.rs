@@ -103,7 +103,7 @@ fn a_model_is_itself_in_every_container_and_layout() {
     let out = dir.path().join("hf");
     let hf = Layout::ALL.into_iter().find(|layout| layout.name() == "hf").unwrap();
     let mae = Canonical::open(&dir.path().join("mae")).unwrap();
-    emit(&mae, hf, &out, false, &mut |_| ControlFlow::Continue(())).unwrap();
+    emit(&mae, hf, None, &out, false, &mut |_| ControlFlow::Continue(())).unwrap();
     same(&out, "mae");
 }
 

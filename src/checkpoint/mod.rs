@@ -15,6 +15,7 @@ mod source;
 mod survey;
 mod tar;
 mod torch;
+pub(crate) mod write;
 pub(crate) mod zip;
 
 use std::borrow::Cow;

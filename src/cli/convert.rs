@@ -18,14 +18,16 @@ use crate::fetch::{Store, convert_remote};
   tec-zoo convert https://example.org/checkpoint.pth --branch teacher --out ibot     fetches that branch only
   tec-zoo convert tiny.pth --heads 4 --out tiny --dry-run
   tec-zoo convert ibot --to hf --out ibot-hf
-  tec-zoo convert ibot --to timm --out ibot.safetensors")]
+  tec-zoo convert ibot --to timm --out ibot.safetensors
+  tec-zoo convert ibot --to mmseg --out ibot-mmseg.pth      with ibot-mmseg.py, a configuration of UperNet, beside it
+  tec-zoo convert ibot --to detectron2 --size 1024 --out ibot-vitdet.pth")]
 pub(super) struct Args {
     /// A checkpoint, or the address of a torch zip, of which only what becomes part of the model is fetched; with --to, a model: a directory in the common format or a name of the zoo
     input: String,
-    /// The model directory to make; with --to timm, a directory or a .safetensors file
+    /// The model directory to make; with --to timm, a directory or a .safetensors file; with --to mmseg, mmdet, mmpretrain, detectron2 or ibot, a .pth file, which gets a configuration beside it
     #[arg(long)]
     out: PathBuf,
-    /// The converter: mae, ibot, moco-v3, tec, dino, timm, hf-vit; detected when left out
+    /// The converter: mae, ibot, moco-v3, tec, dino, dinov2, timm, hf-vit, hf-dinov2, mmseg, mmpretrain, vitdet; detected when left out
     #[arg(long)]
     family: Option<String>,
     /// Which network of a file that holds several: teacher, student, base, momentum
@@ -40,9 +42,12 @@ pub(super) struct Args {
     /// Native image size in pixels, where the position table is not square
     #[arg(long, value_name = "HxW", value_parser = super::size::parse)]
     image_size: Option<[usize; 2]>,
-    /// Go the other way: from the common format to this layout (timm, hf)
+    /// Go the other way: from the common format to this layout (timm, hf, mmseg, mmdet, mmpretrain, detectron2, ibot)
     #[arg(long, value_name = "LAYOUT", conflicts_with_all = ["family", "branch", "heads", "eps", "image_size", "dry_run"])]
     to: Option<String>,
+    /// Input size in pixels that the framework's configuration is for; its position table gets that grid [default: the framework's own: mmseg 512, mmdet and detectron2 1024, ibot 672x1092]
+    #[arg(long, value_name = "HxW", value_parser = super::size::parse, requires = "to")]
+    size: Option<[usize; 2]>,
     /// Replace a model directory that is already there
     #[arg(long)]
     overwrite: bool,
@@ -184,16 +189,23 @@ fn back(args: &Args, layout: &str, output: &mut Output) -> Result<Exit> {
     };
     let model = registry::open(&args.input)?;
     let bar = output.bytes_bar(0);
-    let made = emit(&model, layout, &args.out, args.overwrite, &mut |progress| watch(&bar, progress));
+    let made = emit(&model, layout, args.size, &args.out, args.overwrite, &mut |progress| watch(&bar, progress));
     bar.finish_and_clear();
     let made = made?;
     if args.json {
         output.json(&serde_json::json!({
-            "path": made.path, "tensors": made.tensors, "bytes": made.bytes, "left_out": made.left_out,
+            "path": made.path, "config": made.config, "tensors": made.tensors, "bytes": made.bytes,
+            "left_out": made.left_out, "added": made.added,
         }))?;
         return Ok(Exit::Done);
     }
     output.line(format_args!("{}: {} tensors, {} bytes", made.path.display(), made.tensors, made.bytes))?;
+    if let Some(config) = &made.config {
+        output.line(format_args!("{}: a configuration that loads it", config.display()))?;
+    }
+    for added in &made.added {
+        output.say(format_args!("made for {}: {added}", layout.name()));
+    }
     for left_out in &made.left_out {
         output.warn(format_args!("{} has no place for {left_out}; it stays in `{}`", layout.name(), args.input));
     }

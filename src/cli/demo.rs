@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
 
     let model = convert(&folder, &mut steps)?;
     replay(&model, &folder, &mut steps)?;
-    let back = emit(&model, Layout::Timm, &folder.join("timm"), false, &mut |_| ControlFlow::Continue(()))?;
+    let back = emit(&model, Layout::Timm, None, &folder.join("timm"), false, &mut |_| ControlFlow::Continue(()))?;
     steps.add("convert --to timm", format!("{} tensors under timm's names", back.tensors), true)?;
     let mut found = exports(&model, &folder, "", &mut steps, output)?;
     let student = pretraining(model, &folder, &mut steps, output)?;

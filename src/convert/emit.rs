@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::apply::{claim_destination, io};
 use super::hub::{TIMM_NORM_EPS, config_text};
 use super::write::{Counted, Slot, Stop, header, order};
-use super::{ConvertError, Progress, hf};
+use super::{ConvertError, Progress, consumer, hf};
 use crate::model::{Canonical, ModelConfig, ModelFile, TensorView, vit_parameters};
 use crate::staged::{StagedDir, StagedFile};
 
@@ -22,17 +22,34 @@ pub enum Layout {
     /// transformers: a directory for `ViTModel`, `ViTForImageClassification`, `Dinov2Model` or
     /// `Dinov2WithRegistersModel`.
     Hf,
+    /// mmsegmentation: a `.pth` for the backbone `MAE`, at 512×512 unless another size is asked for.
+    Mmseg,
+    /// mmdetection: a `.pth` for `ViT` of its projects/ViTDet, at 1024.
+    Mmdet,
+    /// mmpretrain: a `.pth` for the backbone `VisionTransformer`, at the model's own size.
+    Mmpretrain,
+    /// detectron2: a `.pth` for ViTDet's `ViT` as `backbone.net`, at 1024.
+    Detectron2,
+    /// iBOT's evaluation: a `.pth` for its backbone `VisionTransformer`, at detection's 672×1092; of a square size, for
+    /// segmentation.
+    Ibot,
 }
 
 impl Layout {
     /// Every layout.
-    pub const ALL: [Self; 2] = [Self::Timm, Self::Hf];
+    pub const ALL: [Self; 7] =
+        [Self::Timm, Self::Hf, Self::Mmseg, Self::Mmdet, Self::Mmpretrain, Self::Detectron2, Self::Ibot];
 
     /// The name `--to` takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Timm => "timm",
             Self::Hf => "hf",
+            Self::Mmseg => "mmseg",
+            Self::Mmdet => "mmdet",
+            Self::Mmpretrain => "mmpretrain",
+            Self::Detectron2 => "detectron2",
+            Self::Ibot => "ibot",
         }
     }
 }
@@ -42,31 +59,38 @@ impl Layout {
 pub struct Emission {
     /// The file or directory.
     pub path: PathBuf,
+    /// The framework's configuration beside it, where one is written.
+    pub config: Option<PathBuf>,
     /// Number of tensors.
     pub tensors: usize,
     /// Their bytes.
     pub bytes: u64,
     /// What the layout has no place for, in words.
     pub left_out: Vec<String>,
+    /// What the layout has and the model does not, or not of this size, in words.
+    pub added: Vec<String>,
 }
 
 /// Writes `model` to `out` in another library's layout. `out` appears whole, or not at all; `overwrite` replaces a
-/// directory with nothing but such files in it, or a file.
+/// directory with nothing but such files in it, or a file. `size` is the input size `[H, W]` in pixels of the layouts that
+/// are for one, where it is not their usual one.
 ///
 /// # Errors
 /// When the layout cannot express the model, the destination is taken, or writing fails.
 pub fn emit(
     model: &Canonical,
     layout: Layout,
+    size: Option<[usize; 2]>,
     out: &Path,
     overwrite: bool,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Emission, ConvertError> {
     let config = model.config();
-    expressible(config, layout)?;
+    expressible(config, layout, size)?;
     let tensors = match layout {
         Layout::Timm => timm_tensors(model),
         Layout::Hf => hf::tensors(model)?,
+        _ => return consumer::emit(model, layout, size, out, overwrite, progress),
     };
     let total = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
     let mut done = 0;
@@ -82,10 +106,7 @@ pub fn emit(
                 hint: "give the name of a directory",
             });
         }
-        if out.exists() && !overwrite {
-            let (path, why) = (out.display().to_string(), "would be replaced".to_owned());
-            return Err(ConvertError::Exists { path, why, hint: "`--overwrite` replaces it" });
-        }
+        taken(out, overwrite)?;
         let mut staged = StagedFile::new(out).map_err(io("write", out))?;
         write(staged.file(), &tensors, out, &mut step)?;
         staged.commit().map_err(io("write", out))?;
@@ -95,13 +116,16 @@ pub fn emit(
         let path = staged.path().join(ModelFile::Model.name());
         let file = File::create_new(&path).map_err(io("write", out))?;
         write(&file, &tensors, out, &mut step)?;
-        let text = match layout {
-            Layout::Timm => config_text(config, false),
-            Layout::Hf => hf::config_text(config),
-        };
+        let text = if layout == Layout::Hf { hf::config_text(config) } else { config_text(config, false) };
         std::fs::write(staged.path().join(ModelFile::Config.name()), text).map_err(io("write", out))?;
         staged.commit().map_err(io("write", out))?;
     }
+    let (path, left_out) = (out.to_path_buf(), left_out(config));
+    Ok(Emission { path, config: None, tensors: tensors.len(), bytes: total, left_out, added: Vec::new() })
+}
+
+/// What stands beside a model and no other layout has a place for.
+pub(crate) fn left_out(config: &ModelConfig) -> Vec<String> {
     let mut left_out = Vec::new();
     if config.vit.adapters.is_some() {
         left_out.push(
@@ -111,7 +135,16 @@ pub fn emit(
     if config.vit.decoder.is_some() {
         left_out.push("the pretraining decoder".to_owned());
     }
-    Ok(Emission { path: out.to_path_buf(), tensors: tensors.len(), bytes: total, left_out })
+    left_out
+}
+
+/// Refuses to replace a file unasked.
+pub(crate) fn taken(path: &Path, overwrite: bool) -> Result<(), ConvertError> {
+    if !path.exists() || overwrite {
+        return Ok(());
+    }
+    let (path, why) = (path.display().to_string(), "would be replaced".to_owned());
+    Err(ConvertError::Exists { path, why, hint: "`--overwrite` replaces it" })
 }
 
 /// A tensor under its new name; a slice of a parameter where the layout splits it.
@@ -138,12 +171,15 @@ pub(crate) fn parameters(model: &Canonical) -> impl Iterator<Item = (String, Ten
 }
 
 /// Refuses what the layout has no field for.
-fn expressible(config: &ModelConfig, layout: Layout) -> Result<(), ConvertError> {
+fn expressible(config: &ModelConfig, layout: Layout, size: Option<[usize; 2]>) -> Result<(), ConvertError> {
     let refuse = |reason: String, hint| Err(ConvertError::Inexpressible { layout: layout.name(), reason, hint });
     let vit = &config.vit;
     if matches!(layout, Layout::Timm | Layout::Hf) && (!vit.class_token || !vit.plain_attention()) {
         let reason = "it has windows, relative positions or no class token".to_owned();
         return refuse(reason, "keep the common format, or export it");
+    }
+    if size.is_some() && matches!(layout, Layout::Timm | Layout::Hf) {
+        return refuse("its table keeps the model's size; the library resizes it".to_owned(), "leave out `--size`");
     }
     match layout {
         Layout::Timm => {
@@ -166,6 +202,8 @@ fn expressible(config: &ModelConfig, layout: Layout) -> Result<(), ConvertError>
                 return refuse(reason, hint);
             }
         }
+        // Each framework's class says it itself.
+        _ => {}
     }
     Ok(())
 }

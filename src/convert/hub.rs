@@ -84,7 +84,7 @@ fn timm_config(config: &ModelConfig) -> Value {
 }
 
 /// The ratio of which timm takes `int(width · ratio)` rows.
-fn mlp_ratio(vit: &VitConfig) -> f64 {
+pub(crate) fn mlp_ratio(vit: &VitConfig) -> f64 {
     let (rows, width) = (vit.mlp.fc1_rows(vit.mlp_width) as f64, vit.width as f64);
     let ratio = rows / width;
     if (ratio * width) < rows { ratio.next_up() } else { ratio }

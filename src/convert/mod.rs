@@ -24,6 +24,7 @@ mod apply;
 mod assemble;
 mod builtin;
 mod claims;
+mod consumer;
 mod detect;
 mod digest;
 mod emit;

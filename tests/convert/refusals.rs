@@ -171,7 +171,7 @@ fn a_table_that_is_not_square_needs_the_image_size() {
 fn an_unknown_family_is_answered_with_the_nearest() {
     let error = refusal(&mae(), &as_family("mocov3"));
     insta::assert_snapshot!(error, @r"
-    no converter is called `mocov3`; there are dino, dinov2, hf-dinov2, hf-vit, ibot, mae, moco-v3, tec, timm
+    no converter is called `mocov3`; there are dino, dinov2, hf-dinov2, hf-vit, ibot, mae, mmpretrain, mmseg, moco-v3, tec, timm, vitdet
     hint: did you mean `--family moco-v3`?
     ");
 }

@@ -1,0 +1,69 @@
+//! The configuration beside the file: a template of `converters/configs` with the model's numbers in it.
+
+use std::path::Path;
+
+use super::tensors::pyramid_steps;
+use super::{Consumer, WINDOW};
+use crate::convert::hub;
+use crate::model::{Canonical, VitConfig};
+
+/// The template's text with every `@name@` replaced.
+pub(super) fn text(model: &Canonical, consumer: &Consumer, out: &Path) -> String {
+    let config = model.config();
+    let vit = &config.vit;
+    let global = Consumer::global_blocks(vit.depth);
+    let windowed: Vec<usize> = (0..vit.depth).filter(|block| !global.contains(block)).collect();
+    let pyramid = pyramid_steps(vit.patch_size) > 0;
+    let whole = vit.mlp_width.is_multiple_of(vit.width);
+    let ratio = if whole { (vit.mlp_width / vit.width).to_string() } else { hub::mlp_ratio(vit).to_string() };
+    // File names are the user's: they stand in quotes, and in comments.
+    let plain = |name: &str| name.replace(['\\', '\'', '"', '\n', '\r', '@'], "_");
+    let name = |path: &Path| plain(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy());
+    let values = [
+        ("source", plain(&config.provenance.source_file)),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("weights", name(out)),
+        ("height", consumer.size[0].to_string()),
+        ("width", consumer.size[1].to_string()),
+        ("native", vit.image_size[0].to_string()),
+        ("patch", vit.patch_size.to_string()),
+        ("dim", vit.width.to_string()),
+        ("depth", vit.depth.to_string()),
+        ("heads", vit.heads.to_string()),
+        ("hidden", vit.mlp_width.to_string()),
+        ("mlp_ratio", ratio),
+        ("eps", format!("{:e}", vit.norm_eps)),
+        ("mean255", levels_of_255(config.preprocessing.mean)),
+        ("std255", levels_of_255(config.preprocessing.std)),
+        ("levels", format!("{:?}", levels(vit))),
+        ("window", WINDOW.to_string()),
+        ("windowed", format!("{windowed:?}")),
+        ("final_norm", python(consumer.final_norm).to_owned()),
+        ("out_type", if consumer.fc_norm { "avg_featmap" } else { "cls_token" }.to_owned()),
+        ("layer_scale", if vit.layer_scale { "1.0" } else { "0" }.to_owned()),
+        ("scale", if vit.layer_scale { "the model's" } else { "ones" }.to_owned()),
+        ("with_fpn", python(pyramid).to_owned()),
+        ("pyramid", if pyramid { ", its pyramid (fpn1, fpn2) is yet to be trained" } else { "" }.to_owned()),
+    ];
+    values.iter().fold(consumer.template.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value))
+}
+
+/// The blocks whose outputs are taken: the third, half, two thirds and all of the depth, as 3, 5, 7, 11 of 12.
+fn levels(vit: &VitConfig) -> Vec<usize> {
+    let depth = vit.depth;
+    let ends = if depth.is_multiple_of(6) {
+        [depth / 3, depth / 2, 2 * depth / 3, depth]
+    } else {
+        [1, 2, 3, 4].map(|quarter| (quarter * depth / 4).max(1))
+    };
+    ends.map(|end| end - 1).to_vec()
+}
+
+fn python(value: bool) -> &'static str {
+    if value { "True" } else { "False" }
+}
+
+/// Per-channel numbers on 0–1, on 0–255.
+fn levels_of_255(values: [f64; 3]) -> String {
+    format!("{:?}", values.map(|value| (value * 255.0 * 1e6).round() / 1e6))
+}

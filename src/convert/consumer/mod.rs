@@ -1,0 +1,239 @@
+//! The way back into segmentation and detection: for each framework the class that is to load the file, strictly and at the
+//! size of its configuration, and that configuration beside the file.
+//!
+//! Two silent failures of others are what this is against: a file whose keys have another prefix, of which those classes
+//! load nothing and say so in a log at best, and a table of another size. Here the class's keys are the authority: what it
+//! has and no model has (zero relative positions, LayerScale of ones) is written, and what it has no key for is refused or
+//! named.
+
+mod config;
+mod relative;
+mod tensors;
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use super::apply::io;
+use super::emit::{Emission, Layout, left_out, taken};
+use super::write::{Counted, Stop};
+use super::{ConvertError, Mapping, Progress};
+use crate::checkpoint::write::{State, StateTensor};
+use crate::model::{Activation, Canonical, Mlp, VitConfig};
+use crate::staged::StagedFile;
+
+/// The largest index buffer that is written, in bytes: that of a grid of 90 × 90 patches.
+const MAX_INDEX: usize = 1 << 29;
+/// Side of the windows of ViTDet's windowed blocks, in patches.
+const WINDOW: usize = 14;
+/// iBOT's class has no field for another.
+const IBOT_NORM_EPS: f64 = 1e-6;
+
+/// A framework's class, with everything of it that depends on the model and the size.
+struct Consumer {
+    layout: Layout,
+    mapping: Mapping,
+    /// Before every key.
+    prefix: &'static str,
+    /// The key of the file under which the state dictionary lies.
+    wrap: Option<&'static str>,
+    /// Input size in pixels.
+    size: [usize; 2],
+    /// The same in patches: whole ones, as the classes count.
+    grid: [usize; 2],
+    template: &'static str,
+    class_token: bool,
+    final_norm: bool,
+    fc_norm: bool,
+    /// Whether the file's position table has the input's grid; otherwise the class resizes it itself.
+    resized: bool,
+}
+
+impl Consumer {
+    fn new(layout: Layout, vit: &VitConfig, size: Option<[usize; 2]>) -> Result<Self, ConvertError> {
+        let size = size.unwrap_or(match layout {
+            Layout::Mmseg => [512, 512],
+            Layout::Mmdet | Layout::Detectron2 => [1024, 1024],
+            Layout::Ibot => [672, 1092],
+            Layout::Timm | Layout::Hf | Layout::Mmpretrain => vit.image_size,
+        });
+        let mapping = |name: &str, text| Mapping::parse(name, text);
+        let square = size[0] == size[1];
+        let (mapping, prefix, wrap, template) = match layout {
+            Layout::Mmseg => (
+                mapping("mmseg", include_str!("../../../converters/mmseg.toml"))?,
+                "",
+                None,
+                include_str!("../../../converters/configs/mmseg.py"),
+            ),
+            Layout::Mmdet => (
+                mapping("vitdet", include_str!("../../../converters/vitdet.toml"))?,
+                "",
+                // Its loader finds nothing in a file without this key.
+                Some("model"),
+                include_str!("../../../converters/configs/mmdet.py"),
+            ),
+            Layout::Detectron2 => (
+                mapping("vitdet", include_str!("../../../converters/vitdet.toml"))?,
+                "backbone.net.",
+                Some("model"),
+                include_str!("../../../converters/configs/detectron2.py"),
+            ),
+            Layout::Ibot => (
+                mapping("ibot", include_str!("../../../converters/ibot.toml"))?,
+                "",
+                Some("state_dict"),
+                if square {
+                    include_str!("../../../converters/configs/ibot-upernet.py")
+                } else {
+                    include_str!("../../../converters/configs/ibot-cascade.py")
+                },
+            ),
+            Layout::Timm | Layout::Hf | Layout::Mmpretrain => (
+                mapping("mmpretrain", include_str!("../../../converters/mmpretrain.toml"))?,
+                "",
+                None,
+                include_str!("../../../converters/configs/mmpretrain.py"),
+            ),
+        };
+        let vitdet = matches!(layout, Layout::Mmdet | Layout::Detectron2);
+        let pooled = layout == Layout::Mmpretrain && vit.classifier.is_some_and(|classifier| classifier.fc_norm);
+        Ok(Self {
+            layout,
+            mapping,
+            prefix,
+            wrap,
+            size,
+            grid: size.map(|side| side / vit.patch_size),
+            template,
+            class_token: !vitdet,
+            // iBOT's segmentation commands ask for the norm on every level, its detection commands do not.
+            final_norm: vit.final_norm && (layout == Layout::Mmpretrain || (layout == Layout::Ibot && square)),
+            fc_norm: pooled,
+            resized: !vitdet,
+        })
+    }
+
+    /// Refuses what the class has no field for.
+    fn expressible(&self, vit: &VitConfig) -> Result<(), ConvertError> {
+        let refuse =
+            |reason: String, hint| Err(ConvertError::Inexpressible { layout: self.layout.name(), reason, hint });
+        let keep = "`--to timm` and `--to hf` have them";
+        if vit.registers > 0 {
+            return refuse(format!("it has {} register tokens, and the class has none", vit.registers), keep);
+        }
+        if vit.mlp == Mlp::SwiGlu {
+            return refuse("its MLPs are SwiGLU".to_owned(), keep);
+        }
+        if vit.activation == Activation::GeluTanh {
+            return refuse("its GELU is the tanh approximation; the class has the exact one".to_owned(), keep);
+        }
+        if self.grid.contains(&0) {
+            let [height, width] = self.size;
+            let reason = format!("{height}x{width} pixels hold no patch of {}", vit.patch_size);
+            return refuse(reason, "`--size HxW` in pixels");
+        }
+        let vitdet = matches!(self.layout, Layout::Mmdet | Layout::Detectron2);
+        if vitdet {
+            if vit.layer_scale {
+                return refuse("it has LayerScale, and ViTDet's blocks have none".to_owned(), "`--to mmseg` keeps it");
+            }
+            if vit.image_size[0] != vit.image_size[1] {
+                return refuse("its position table is not square, as ViT's is".to_owned(), "`--to mmseg` resizes it");
+            }
+            if self.size[0] != self.size[1] {
+                return refuse(
+                    "ViT's `img_size` is one side".to_owned(),
+                    "`--size 1024`; its inputs are padded to a square",
+                );
+            }
+        }
+        if self.layout == Layout::Mmseg && !vit.mlp_width.is_multiple_of(vit.width) {
+            let reason =
+                format!("its MLPs are {} wide, which no whole `mlp_ratio` of {} gives", vit.mlp_width, vit.width);
+            return refuse(reason, "`--to mmpretrain` has `feedforward_channels`");
+        }
+        if self.layout == Layout::Mmseg && relative::index_bytes(self.grid).is_none_or(|bytes| bytes > MAX_INDEX) {
+            let [height, width] = self.size;
+            let reason =
+                format!("at {height}x{width} the index of its relative positions is larger than {MAX_INDEX} bytes");
+            return refuse(reason, "`--size 512`; larger images are tested in slides");
+        }
+        if self.layout == Layout::Ibot && vit.norm_eps != IBOT_NORM_EPS {
+            let reason = format!("its LayerNorm epsilon is {:e}; iBOT's class has {IBOT_NORM_EPS:e}", vit.norm_eps);
+            return refuse(reason, "`--to mmseg` keeps the epsilon");
+        }
+        Ok(())
+    }
+
+    /// Blocks with attention over the whole image: the last of each quarter, as ViTDet has them.
+    fn global_blocks(depth: usize) -> Vec<usize> {
+        (0..depth).filter(|&block| (1..=4).any(|quarter| quarter * depth / 4 == block + 1)).collect()
+    }
+}
+
+/// Writes `model` for `layout`, with the configuration beside it.
+pub(super) fn emit(
+    model: &Canonical,
+    layout: Layout,
+    size: Option<[usize; 2]>,
+    out: &Path,
+    overwrite: bool,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Emission, ConvertError> {
+    let vit = &model.config().vit;
+    let consumer = Consumer::new(layout, vit, size)?;
+    consumer.expressible(vit)?;
+    if !out.extension().is_some_and(|extension| extension == "pth" || extension == "pt") {
+        return Err(ConvertError::Inexpressible {
+            layout: layout.name(),
+            reason: "it is a file that torch loads, with a configuration beside it".to_owned(),
+            hint: "give the name of a `.pth` file",
+        });
+    }
+    let beside = out.with_extension("py");
+    taken(out, overwrite)?;
+    taken(&beside, overwrite)?;
+
+    let index = if layout == Layout::Mmseg { relative::index(consumer.grid) } else { Vec::new() };
+    let made = tensors::tensors(model, &consumer, &index)?;
+    let total = made.tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
+    let state = made.tensors.iter().map(|tensor| {
+        StateTensor::new(&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes).ok_or_else(|| {
+            ConvertError::Contradiction(format!("`{}` is {}, which torch cannot store", tensor.name, tensor.dtype))
+        })
+    });
+    let state = State { wrap: consumer.wrap, tensors: state.collect::<Result<_, _>>()? };
+
+    let mut done = 0;
+    let mut step = |bytes: u64| {
+        done += bytes;
+        // Headers and shared storages: the file's bytes are not quite the tensors'.
+        progress(Progress { done: done.min(total), total }).is_continue()
+    };
+    let mut staged = StagedFile::new(out).map_err(io("write", out))?;
+    let mut counted = Counted { out: staged.file(), written: 0, progress: &mut step };
+    state.write(&mut |bytes| {
+        counted.write(bytes).map_err(|stop| match stop {
+            Stop::Io(source) => io("write", out)(source),
+            Stop::Interrupted => ConvertError::Interrupted,
+        })
+    })?;
+    let mut text = StagedFile::new(&beside).map_err(io("write", &beside))?;
+    let written = config::text(model, &consumer, out);
+    text.file().write_all(written.as_bytes()).map_err(io("write", &beside))?;
+    staged.commit().map_err(io("write", out))?;
+    text.commit().map_err(io("write", &beside))?;
+
+    let mut dropped = left_out(model.config());
+    dropped.extend(made.left_out.into_iter().map(Cow::into_owned));
+    Ok(Emission {
+        path: out.to_path_buf(),
+        config: Some(PathBuf::from(&beside)),
+        tensors: made.tensors.len(),
+        bytes: total,
+        left_out: dropped,
+        added: made.added,
+    })
+}
