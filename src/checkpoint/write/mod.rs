@@ -66,6 +66,11 @@ impl<'a> State<'a> {
         (storages, numbers)
     }
 
+    /// Bytes of the storages, each counted once.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.storages().0.iter().map(|bytes| bytes.len() as u64).sum()
+    }
+
     /// Hands the file to `put`, piece by piece, in order.
     ///
     /// # Errors

@@ -198,18 +198,18 @@ pub(super) fn emit(
 
     let index = if layout == Layout::Mmseg { relative::index(consumer.grid) } else { Vec::new() };
     let made = tensors::tensors(model, &consumer, &index)?;
-    let total = made.tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
     let state = made.tensors.iter().map(|tensor| {
         StateTensor::new(&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes).ok_or_else(|| {
             ConvertError::Contradiction(format!("`{}` is {}, which torch cannot store", tensor.name, tensor.dtype))
         })
     });
     let state = State { wrap: consumer.wrap, tensors: state.collect::<Result<_, _>>()? };
+    let total = state.bytes();
 
     let mut done = 0;
     let mut step = |bytes: u64| {
         done += bytes;
-        // Headers and shared storages: the file's bytes are not quite the tensors'.
+        // The file's headers come on top.
         progress(Progress { done: done.min(total), total }).is_continue()
     };
     let mut staged = StagedFile::new(out).map_err(io("write", out))?;
