@@ -1,6 +1,6 @@
 # ViTDet's Mask R-CNN on `@source@` for detectron2, a LazyConfig written by tec-zoo @version@.
-# The file named below holds, under 'model', every key of `ViT` at @height@ (as `backbone.net.…`) and no other: its relative
-# positions are zeros, as ViTDet begins; the pyramid and the heads begin at random. The class resizes the position table
+# The file named below holds, under 'model', every key of `ViT` at @height@ (as `backbone.net.…`) and no other: relative
+# positions the model has none of are zeros, as ViTDet begins; the pyramid and the heads begin at random. The class resizes the position table
 # itself, for every input. Data and schedule: projects/ViTDet/configs/common/coco_loader_lsj.py and configs/COCO there.
 import os
 from functools import partial
@@ -25,7 +25,7 @@ model.backbone.net.window_size = @window@
 model.backbone.net.window_block_indexes = @windowed@
 model.backbone.net.use_rel_pos = True
 model.backbone.net.pretrain_img_size = @native@
-model.backbone.net.pretrain_use_cls_token = True
+model.backbone.net.pretrain_use_cls_token = @cls_row@
 
 train = model_zoo.get_config("common/train.py").train
 train.amp.enabled = True

@@ -1,6 +1,6 @@
 # Cascade Mask R-CNN with ViTDet's backbone on `@source@` for mmdetection 3.x, written by tec-zoo @version@.
-# The file named below holds, under 'model', every key of projects/ViTDet's `ViT` at @height@ and no other: its relative
-# positions are zeros, as that project begins. The class resizes the position table itself, for every input.
+# The file named below holds, under 'model', every key of projects/ViTDet's `ViT` at @height@ and no other: relative
+# positions the model has none of are zeros, as that project begins. The class resizes the position table itself, for every input.
 # Run it from a checkout of mmdetection, where `projects` can be imported.
 _base_ = [
     'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
@@ -16,7 +16,7 @@ model = dict(
         _delete_=True, type='ViT', img_size=@height@, patch_size=@patch@, embed_dim=@dim@, depth=@depth@, num_heads=@heads@,
         mlp_ratio=@mlp_ratio@, qkv_bias=True, drop_path_rate=0.1, norm_cfg=dict(type='LN', eps=@eps@),
         window_size=@window@, window_block_indexes=@windowed@, use_rel_pos=True,
-        pretrain_img_size=@native@, pretrain_use_cls_token=True,
+        pretrain_img_size=@native@, pretrain_use_cls_token=@cls_row@,
         init_cfg=dict(type='Pretrained', checkpoint='{{ fileDirname }}/@weights@')),
     neck=dict(
         _delete_=True, type='SimpleFPN', backbone_channel=@dim@, in_channels=[@dim@ // 4, @dim@ // 2, @dim@, @dim@],

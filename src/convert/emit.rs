@@ -124,6 +124,9 @@ pub fn emit(
     Ok(Emission { path, config: None, tensors: tensors.len(), bytes: total, left_out, added: Vec::new() })
 }
 
+/// A fine-tuned checkpoint's neck, among what is left out.
+pub(crate) const NECK: &str = "the neck";
+
 /// What stands beside a model and no other layout has a place for.
 pub(crate) fn left_out(config: &ModelConfig) -> Vec<String> {
     let mut left_out = Vec::new();
@@ -134,6 +137,9 @@ pub(crate) fn left_out(config: &ModelConfig) -> Vec<String> {
     }
     if config.vit.decoder.is_some() {
         left_out.push("the pretraining decoder".to_owned());
+    }
+    if config.vit.neck.is_some() {
+        left_out.push(NECK.to_owned());
     }
     left_out
 }

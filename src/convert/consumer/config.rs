@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use super::Consumer;
 use super::tensors::pyramid_steps;
-use super::{Consumer, WINDOW};
 use crate::convert::hub;
 use crate::model::{Canonical, VitConfig};
 
@@ -11,9 +11,9 @@ use crate::model::{Canonical, VitConfig};
 pub(super) fn text(model: &Canonical, consumer: &Consumer, out: &Path) -> String {
     let config = model.config();
     let vit = &config.vit;
-    let global = Consumer::global_blocks(vit.depth);
-    let windowed: Vec<usize> = (0..vit.depth).filter(|block| !global.contains(block)).collect();
+    let windowed: Vec<usize> = (0..vit.depth).filter(|block| !consumer.window.global_blocks.contains(block)).collect();
     let pyramid = pyramid_steps(vit.patch_size) > 0;
+    let trained = consumer.brings_pyramid(vit);
     let whole = vit.mlp_width.is_multiple_of(vit.width);
     let ratio = if whole { (vit.mlp_width / vit.width).to_string() } else { hub::mlp_ratio(vit).to_string() };
     // File names are the user's: they stand in quotes, and in comments.
@@ -36,14 +36,18 @@ pub(super) fn text(model: &Canonical, consumer: &Consumer, out: &Path) -> String
         ("mean255", levels_of_255(config.preprocessing.mean)),
         ("std255", levels_of_255(config.preprocessing.std)),
         ("levels", format!("{:?}", levels(vit))),
-        ("window", WINDOW.to_string()),
+        ("window", consumer.window.size.to_string()),
+        ("cls_row", python(vit.class_token).to_owned()),
         ("windowed", format!("{windowed:?}")),
         ("final_norm", python(consumer.final_norm).to_owned()),
         ("out_type", if consumer.fc_norm { "avg_featmap" } else { "cls_token" }.to_owned()),
         ("layer_scale", if vit.layer_scale { "1.0" } else { "0" }.to_owned()),
         ("scale", if vit.layer_scale { "the model's" } else { "ones" }.to_owned()),
         ("with_fpn", python(pyramid).to_owned()),
-        ("pyramid", if pyramid { ", its pyramid (fpn1, fpn2) is yet to be trained" } else { "" }.to_owned()),
+        (
+            "pyramid",
+            if pyramid && !trained { ", its pyramid (fpn1, fpn2) is yet to be trained" } else { "" }.to_owned(),
+        ),
     ];
     values.iter().fold(consumer.template.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value))
 }
@@ -56,7 +60,9 @@ fn levels(vit: &VitConfig) -> Vec<usize> {
     } else {
         [1, 2, 3, 4].map(|quarter| (quarter * depth / 4).max(1))
     };
-    ends.map(|end| end - 1).to_vec()
+    let mut levels = ends.map(|end| end - 1).to_vec();
+    levels.dedup();
+    levels
 }
 
 fn python(value: bool) -> &'static str {

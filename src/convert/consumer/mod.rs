@@ -16,17 +16,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::apply::io;
-use super::emit::{Emission, Layout, left_out, taken};
+use super::emit::{Emission, Layout, NECK, left_out, taken};
 use super::write::{Counted, Stop};
 use super::{ConvertError, Mapping, Progress};
 use crate::checkpoint::write::{State, StateTensor};
-use crate::model::{Activation, Canonical, Mlp, VitConfig};
+use crate::model::{Activation, Canonical, Mlp, Neck, RelativePosition, VitConfig, Window};
 use crate::staged::StagedFile;
 
 /// The largest index buffer that is written, in bytes: that of a grid of 90 × 90 patches.
 const MAX_INDEX: usize = 1 << 29;
-/// Side of the windows of ViTDet's windowed blocks, in patches.
-const WINDOW: usize = 14;
 /// iBOT's class has no field for another.
 const IBOT_NORM_EPS: f64 = 1e-6;
 
@@ -40,23 +38,30 @@ struct Consumer {
     wrap: Option<&'static str>,
     /// Input size in pixels.
     size: [usize; 2],
-    /// The same in patches: whole ones, as the classes count.
+    /// The same in patches, as the class counts them.
     grid: [usize; 2],
     template: &'static str,
     class_token: bool,
     final_norm: bool,
     fc_norm: bool,
+    /// ViTDet's windows: the model's, or the usual ones.
+    window: Window,
     /// Whether the file's position table has the input's grid; otherwise the class resizes it itself.
     resized: bool,
 }
 
 impl Consumer {
     fn new(layout: Layout, vit: &VitConfig, size: Option<[usize; 2]>) -> Result<Self, ConvertError> {
-        let size = size.unwrap_or(match layout {
-            Layout::Mmseg => [512, 512],
-            Layout::Mmdet | Layout::Detectron2 => [1024, 1024],
-            Layout::Ibot => [672, 1092],
-            Layout::Timm | Layout::Hf | Layout::Mmpretrain => vit.image_size,
+        // Relative positions are of one size: the model's, where it has some.
+        let size = size.unwrap_or(match (layout, vit.relative_position) {
+            (Layout::Mmdet | Layout::Detectron2, Some(RelativePosition::Decomposed { grid })) => {
+                grid.map(|side| side * vit.patch_size)
+            }
+            (Layout::Mmseg, Some(RelativePosition::Table)) => vit.image_size,
+            (Layout::Mmseg, _) => [512, 512],
+            (Layout::Mmdet | Layout::Detectron2, _) => [1024, 1024],
+            (Layout::Ibot, _) => [672, 1092],
+            (Layout::Timm | Layout::Hf | Layout::Mmpretrain, _) => vit.image_size,
         });
         let mapping = |name: &str, text| Mapping::parse(name, text);
         let square = size[0] == size[1];
@@ -105,12 +110,17 @@ impl Consumer {
             prefix,
             wrap,
             size,
-            grid: size.map(|side| side / vit.patch_size),
+            // mmcv's patch embedding pads what is left of an image; the others leave it out.
+            grid: size.map(|side| match layout {
+                Layout::Mmpretrain => side.div_ceil(vit.patch_size),
+                _ => side / vit.patch_size,
+            }),
             template,
             class_token: !vitdet,
             // iBOT's segmentation commands ask for the norm on every level, its detection commands do not.
             final_norm: vit.final_norm && (layout == Layout::Mmpretrain || (layout == Layout::Ibot && square)),
             fc_norm: pooled,
+            window: vit.window.clone().unwrap_or_else(|| Window::vitdet(vit.depth)),
             resized: !vitdet,
         })
     }
@@ -135,6 +145,22 @@ impl Consumer {
             return refuse(reason, "`--size HxW` in pixels");
         }
         let vitdet = matches!(self.layout, Layout::Mmdet | Layout::Detectron2);
+        if !vitdet && (!vit.class_token || vit.window.is_some()) {
+            let reason = "it has windows or no class token, as ViTDet's".to_owned();
+            return refuse(reason, "`--to detectron2` and `--to mmdet` are for it");
+        }
+        let own = match vit.relative_position {
+            None => self.grid,
+            Some(RelativePosition::Decomposed { grid }) if vitdet => grid,
+            Some(RelativePosition::Table) if self.layout == Layout::Mmseg => vit.grid(),
+            Some(_) => {
+                return refuse("the class has no relative positions of its kind".to_owned(), "keep the common format");
+            }
+        };
+        if own != self.grid {
+            let reason = format!("its relative positions are for {}×{} patches", own[0], own[1]);
+            return refuse(reason, "leave out `--size`");
+        }
         if vitdet {
             if vit.layer_scale {
                 return refuse("it has LayerScale, and ViTDet's blocks have none".to_owned(), "`--to mmseg` keeps it");
@@ -167,9 +193,9 @@ impl Consumer {
         Ok(())
     }
 
-    /// Blocks with attention over the whole image: the last of each quarter, as ViTDet has them.
-    fn global_blocks(depth: usize) -> Vec<usize> {
-        (0..depth).filter(|&block| (1..=4).any(|quarter| quarter * depth / 4 == block + 1)).collect()
+    /// Whether iBOT's pyramid, which is part of its class, comes from the model.
+    fn brings_pyramid(&self, vit: &VitConfig) -> bool {
+        self.layout == Layout::Ibot && vit.patch_size == 16 && matches!(vit.neck, Some(Neck::FeaturePyramid { .. }))
     }
 }
 
@@ -227,6 +253,9 @@ pub(super) fn emit(
     text.commit().map_err(io("write", &beside))?;
 
     let mut dropped = left_out(model.config());
+    if consumer.brings_pyramid(vit) {
+        dropped.retain(|what| what != NECK);
+    }
     dropped.extend(made.left_out.into_iter().map(Cow::into_owned));
     Ok(Emission {
         path: out.to_path_buf(),

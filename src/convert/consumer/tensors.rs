@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use safetensors::Dtype;
 
-use super::{Consumer, WINDOW, relative};
+use super::{Consumer, relative};
 use crate::convert::ConvertError;
 use crate::convert::emit::{Layout, Renamed, parameters};
 use crate::convert::numbers::to_f64;
 use crate::model::position::resample;
-use crate::model::{Canonical, Resample, TensorView, VitConfig};
+use crate::model::{Canonical, Resample, TensorView, VitConfig, Window, neck_parameters};
 
 /// A file's tensors and what is to be said of them.
 pub(super) struct Made<'m> {
@@ -56,6 +56,7 @@ pub(super) fn tensors<'m>(
     match consumer.layout {
         Layout::Mmseg => segmentation(&mut made, consumer, vit, index)?,
         Layout::Mmdet | Layout::Detectron2 => decomposed(&mut made, consumer, vit)?,
+        Layout::Ibot if consumer.brings_pyramid(vit) => trained_pyramid(&mut made, consumer, model)?,
         Layout::Ibot => pyramid(&mut made, vit),
         Layout::Timm | Layout::Hf | Layout::Mmpretrain => {}
     }
@@ -117,8 +118,10 @@ fn segmentation<'m>(
                 made.tensors.push(filled(name, &[vit.width], 1.0));
             }
         }
-        let table = consumer.own_name(&format!("blocks.{block}.attn.relative_position_bias_table"))?;
-        made.tensors.push(filled(table, &[relative::rows(consumer.grid), vit.heads], 0.0));
+        if vit.relative_position.is_none() {
+            let table = consumer.own_name(&format!("blocks.{block}.attn.relative_position_bias_table"))?;
+            made.tensors.push(filled(table, &[relative::rows(consumer.grid), vit.heads], 0.0));
+        }
         // One storage for all blocks: it is a buffer nobody writes to.
         made.tensors.push(Renamed {
             name: format!("{}layers.{block}.attn.relative_position_index", consumer.prefix),
@@ -130,16 +133,23 @@ fn segmentation<'m>(
     if !vit.layer_scale {
         made.added.push("LayerScale of ones".to_owned());
     }
-    made.added.push("relative position tables of zeros, with their index".to_owned());
+    made.added.push(if vit.relative_position.is_none() {
+        "relative position tables of zeros, with their index".to_owned()
+    } else {
+        "the index of the relative positions".to_owned()
+    });
     Ok(())
 }
 
 /// ViTDet's decomposed relative positions, of zeros: within the windows, and over the whole image.
 fn decomposed(made: &mut Made<'_>, consumer: &Consumer, vit: &VitConfig) -> Result<(), ConvertError> {
-    let global = Consumer::global_blocks(vit.depth);
+    if vit.relative_position.is_some() {
+        return Ok(());
+    }
+    let Window { size, global_blocks } = &consumer.window;
     for block in 0..vit.depth {
         for (axis, leaf) in ["rel_pos_h", "rel_pos_w"].into_iter().enumerate() {
-            let side = if global.contains(&block) { consumer.grid[axis] } else { WINDOW };
+            let side = if global_blocks.contains(&block) { consumer.grid[axis] } else { *size };
             let name = consumer.own_name(&format!("blocks.{block}.attn.{leaf}"))?;
             made.tensors.push(filled(name, &[2 * side - 1, vit.head_width()], 0.0));
         }
@@ -155,6 +165,26 @@ pub(super) fn pyramid_steps(patch: usize) -> usize {
         8 => 1,
         _ => 0,
     }
+}
+
+/// A fine-tuned model's own pyramid, under iBOT's names.
+fn trained_pyramid<'m>(made: &mut Made<'m>, consumer: &Consumer, model: &'m Canonical) -> Result<(), ConvertError> {
+    let vit = &model.config().vit;
+    for spec in vit.neck.iter().flat_map(|neck| neck_parameters(neck, vit.width)) {
+        if let Some(view) = model.get(&spec.name) {
+            let name = consumer.own_name(&spec.name)?;
+            let shape = view.shape.to_vec();
+            made.tensors.push(Renamed { name, dtype: view.dtype, shape, bytes: view.bytes.into() });
+        }
+    }
+    made.tensors.push(batches());
+    Ok(())
+}
+
+/// How often the pyramid's norm was updated: it counts for a norm without momentum only, and this one has some.
+fn batches<'m>() -> Renamed<'m> {
+    let name = "fpn1.1.num_batches_tracked".to_owned();
+    Renamed { name, dtype: Dtype::I64, shape: Vec::new(), bytes: Cow::Owned(vec![0; 8]) }
 }
 
 /// iBOT's class has its pyramid inside the backbone: `fpn1` and `fpn2` are layers to be trained, and begin here as PyTorch
@@ -178,12 +208,7 @@ fn pyramid(made: &mut Made<'_>, vit: &VitConfig) {
         for (leaf, value) in [("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)] {
             made.tensors.push(filled(format!("fpn1.1.{leaf}"), &[width], value));
         }
-        made.tensors.push(Renamed {
-            name: "fpn1.1.num_batches_tracked".to_owned(),
-            dtype: Dtype::I64,
-            shape: Vec::new(),
-            bytes: Cow::Owned(vec![0; 8]),
-        });
+        made.tensors.push(batches());
         convolution(made, "fpn1.3");
         convolution(made, "fpn2.0");
     }
