@@ -33,5 +33,5 @@ pub use parameters::{ParameterSpec, adapter_parameters, vit_parameters};
 pub use position_kind::{is_sin_cos, position_kind};
 pub use pyramid::Map;
 pub use vit::{Adapted, Features, Stage, Vit};
-pub(crate) use window::quarters;
 pub use window::{RelativePosition, RelativeRequest, Window};
+pub(crate) use window::{pyramid_levels, quarters};

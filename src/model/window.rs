@@ -31,6 +31,16 @@ pub(crate) fn quarters(depth: usize) -> Vec<usize> {
     ends
 }
 
+/// The blocks whose outputs segmenters and detectors take: mmsegmentation's and iBOT's choice, blocks 3, 5, 7, 11 of twelve
+/// and 7, 11, 15, 23 of twenty-four; the last of each quarter of other depths.
+pub(crate) fn pyramid_levels(depth: usize) -> Vec<usize> {
+    match depth {
+        12 => vec![3, 5, 7, 11],
+        24 => vec![7, 11, 15, 23],
+        depth => quarters(depth),
+    }
+}
+
 /// What attention's logits learn about how far apart two patches are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::export::{Adapters, ExportError};
 use crate::model::{
     Adapted, Feature, FeatureOutput, Features, Map, ModelConfig, Neck, Ops, RelativePosition, Vit, VitConfig, Window,
-    quarters,
+    pyramid_levels, quarters,
 };
 
 /// What the graph is for, which decides its outputs. Where adapters are kept, `adapted` and `adapted_group{n}` come after them,
@@ -178,7 +178,7 @@ impl Purpose {
 
     fn four_levels(&self, options: &MapOptions, config: &ModelConfig) -> Result<MapContract, ExportError> {
         let vit = &config.vit;
-        let levels = if options.levels.is_empty() { default_levels(vit.depth) } else { options.levels.clone() };
+        let levels = if options.levels.is_empty() { pyramid_levels(vit.depth) } else { options.levels.clone() };
         check_levels(&levels, vit.depth)?;
         let neck = match (options.parameter_free, vit.neck) {
             (true, _) => NeckUse::ParameterFree,
@@ -229,16 +229,6 @@ impl Purpose {
             Self::VitDet => self.vit(vit).validate().map_err(|reason| ExportError::unrecordable("vitdet", reason)),
             _ => Ok(()),
         }
-    }
-}
-
-/// mmsegmentation's and iBOT's choice: blocks 3, 5, 7, 11 of twelve, 7, 11, 15, 23 of twenty-four; the last of each quarter
-/// of other depths.
-fn default_levels(depth: usize) -> Vec<usize> {
-    match depth {
-        12 => vec![3, 5, 7, 11],
-        24 => vec![7, 11, 15, 23],
-        depth => quarters(depth),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Consumer;
 use super::tensors::pyramid_steps;
 use crate::convert::hub;
-use crate::model::{Canonical, VitConfig};
+use crate::model::{Canonical, pyramid_levels};
 
 /// The template's text with every `@name@` replaced.
 pub(super) fn text(model: &Canonical, consumer: &Consumer, out: &Path) -> String {
@@ -35,7 +35,7 @@ pub(super) fn text(model: &Canonical, consumer: &Consumer, out: &Path) -> String
         ("eps", format!("{:e}", vit.norm_eps)),
         ("mean255", levels_of_255(config.preprocessing.mean)),
         ("std255", levels_of_255(config.preprocessing.std)),
-        ("levels", format!("{:?}", levels(vit))),
+        ("levels", format!("{:?}", pyramid_levels(vit.depth))),
         ("window", consumer.window.size.to_string()),
         ("cls_row", python(vit.class_token).to_owned()),
         ("windowed", format!("{windowed:?}")),
@@ -50,19 +50,6 @@ pub(super) fn text(model: &Canonical, consumer: &Consumer, out: &Path) -> String
         ),
     ];
     values.iter().fold(consumer.template.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value))
-}
-
-/// The blocks whose outputs are taken: the third, half, two thirds and all of the depth, as 3, 5, 7, 11 of 12.
-fn levels(vit: &VitConfig) -> Vec<usize> {
-    let depth = vit.depth;
-    let ends = if depth.is_multiple_of(6) {
-        [depth / 3, depth / 2, 2 * depth / 3, depth]
-    } else {
-        [1, 2, 3, 4].map(|quarter| (quarter * depth / 4).max(1))
-    };
-    let mut levels = ends.map(|end| end - 1).to_vec();
-    levels.dedup();
-    levels
 }
 
 fn python(value: bool) -> &'static str {
