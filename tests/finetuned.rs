@@ -203,7 +203,7 @@ fn what_does_not_fit_is_refused_by_name() {
         let model = Canonical::open(&convert(name, &dir.path().join(name)).dir).unwrap();
         for layout in [Layout::Timm, Layout::Hf] {
             let refused =
-                convert::emit(&model, layout, &dir.path().join("x"), false, &mut |_| ControlFlow::Continue(()));
+                convert::emit(&model, layout, None, &dir.path().join("x"), false, &mut |_| ControlFlow::Continue(()));
             assert!(matches!(refused, Err(ConvertError::Inexpressible { .. })), "{refused:?}");
         }
     }
