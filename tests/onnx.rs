@@ -192,7 +192,13 @@ fn runtimes() -> Vec<Runtime> {
 
 fn check_options(runtimes: Vec<Runtime>, batch: usize, size: [usize; 2]) -> CheckOptions {
     // Nano activations are of order 1: 2e-5 is ten times what was seen and far below what any wrong operator does.
-    CheckOptions { runtimes, runtime: runtime_options(), atol: 2e-5, images: Some(Images::synthetic(batch, size)) }
+    CheckOptions {
+        runtimes,
+        runtime: runtime_options(),
+        atol: 2e-5,
+        images: Some(Images::synthetic(batch, size)),
+        sizes: vec![],
+    }
 }
 
 /// Checks at batch 1 and 3, and that exactly `able` ran it.

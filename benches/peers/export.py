@@ -1,6 +1,6 @@
 """Our ONNX export of a ViT-B beside torch.onnx's of the same model: time to export, file, nodes, load and inference.
 
-    TEC_ZOO_BIN=target/release/tec-zoo python benches/peers/export.py [--rounds N] [--batches 1,8] [--threads 2]
+    TEC_ZOO_BIN=target/release/tec-zoo python benches/peers/export.py [--rounds N] [--batches 1,8] [--threads 2] [--only dynamic]
 
 Needs tests/interop/requirements.txt and onnxscript (for torch.onnx's dynamo export; left out when it is missing). Every
 figure is a ratio to torch.onnx's export as well: machines differ, and so does one machine from minute to minute, which is
@@ -35,8 +35,9 @@ def timed(work):
     return time.perf_counter() - start
 
 
-def ours(directory, path, target):
-    subprocess.run([BINARY, "export", directory, "--out", path, "--target", target, "--no-check", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+def ours(directory, path, target, *options):
+    command = [BINARY, "export", directory, "--out", path, "--target", target, "--no-check", "--quiet", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def legacy(model, path):
@@ -87,11 +88,33 @@ def table(title, seconds, baseline):
         print(f"  {name:22} median {statistics.median(values) * 1e3:9.1f} ms   {ratio:5.2f} × {baseline}")
 
 
+def dynamic_beside_fixed(directory, folder, options):
+    """One file for every size beside one for 512×512, at 512×512."""
+    side = 512
+    images = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
+    for target in ("portable", "ort"):
+        for purpose in (["--for", "tokens"], ["--for", "levels", "--levels", "3,5,7,11"]):
+            sizes = {"fixed": ["--size", f"{side}x{side}"], "dynamic": ["--dynamic"]}
+            sessions, outputs = {}, {}
+            for name, size in sizes.items():
+                path = folder / f"{name}.onnx"
+                ours(directory, path, target, *purpose, *size)
+                sessions[name] = session(path, options.threads)
+                outputs[name] = sessions[name].run(None, {"pixel_values": images})
+            worst = max(float(np.abs(a - b).max()) for a, b in zip(*outputs.values(), strict=True))
+            table(
+                f"{purpose[1]} at {side}×{side}, --target {target} (largest |Δ| {worst:.1e})",
+                rounds(list(sizes), options.rounds, lambda name: sessions[name].run(None, {"pixel_values": images})),
+                "fixed",
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=["dynamic"], help="leave torch.onnx out, and compare our own files")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
@@ -108,6 +131,9 @@ def main():
             check=True,
             stdout=subprocess.DEVNULL,
         )
+        dynamic_beside_fixed(directory, folder, options)
+        if options.only:
+            return
         exporters = {
             "torch.onnx legacy": lambda path: legacy(model, path),
             "torch.onnx dynamo": lambda path: dynamo(model, path),

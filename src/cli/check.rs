@@ -14,7 +14,8 @@ use crate::onnx::{CheckOptions, DEFAULT_ATOL, Reference, check};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   tec-zoo check ibot.onnx --against ibot
-  tec-zoo check ibot.onnx --runtimes ort,tract --atol 1e-5 --json")]
+  tec-zoo check ibot.onnx --runtimes ort,tract --atol 1e-5 --json
+  tec-zoo check any.onnx --against ibot --size 224,512,480x640")]
 pub(super) struct Args {
     /// The graph
     file: PathBuf,
@@ -24,6 +25,9 @@ pub(super) struct Args {
     /// A .safetensors file whose tensor `images` (B, 3, H, W) is already normalised; synthetic images when left out
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Sizes of synthetic images, for a graph that takes any; three by default
+    #[arg(long, value_name = "HxW", value_delimiter = ',', value_parser = super::size::parse, conflicts_with = "input")]
+    size: Vec<[usize; 2]>,
     /// Runtimes to ask: ort, tract, candle
     #[arg(long, value_delimiter = ',', value_parser = runtimes::parse, default_value = "ort,tract,candle")]
     runtimes: Vec<Runtime>,
@@ -45,6 +49,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         runtime: runtimes::options(args.threads),
         atol: args.atol,
         images: args.input.as_deref().map(images).transpose()?,
+        sizes: args.size.clone(),
     };
     let reference = model.as_ref().map_or(Reference::FirstRuntime, Reference::Model);
     let report = check(&args.file, reference, &options)?;

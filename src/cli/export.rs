@@ -7,12 +7,13 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
+use crate::model::Resample;
 use crate::onnx::{
     Adapters, CheckOptions, ExportOptions, LevelNorm, MapOptions, Purpose, Reference, Size, Target, check, export,
 };
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum For {
+pub(super) enum For {
     /// All tokens: `last_hidden_state`
     Tokens,
     /// The pooled feature, and logits where the model has a head
@@ -41,10 +42,52 @@ enum PyramidArg {
     ParameterFree,
 }
 
+impl For {
+    pub(super) fn purpose(self, maps: MapOptions) -> Purpose {
+        match self {
+            Self::Tokens => Purpose::Tokens,
+            Self::Classification => Purpose::Classification,
+            Self::Levels => Purpose::Levels(maps.levels),
+            Self::Upernet => Purpose::UperNet(maps),
+            Self::CascadeMaskRcnn => Purpose::CascadeMaskRcnn(maps),
+            Self::Vitdet => Purpose::VitDet,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum AdaptersArg {
+pub(super) enum AdaptersArg {
     Drop,
     Keep,
+}
+
+impl AdaptersArg {
+    pub(super) fn adapters(self) -> Adapters {
+        match self {
+            Self::Drop => Adapters::Drop,
+            Self::Keep => Adapters::Keep,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Rule {
+    /// Bicubic to the size: MAE, TEC, MoCo v3, mmsegmentation
+    Size,
+    /// Bicubic by a scale 0.1 patches off: DINO, iBOT
+    ScaleOffset,
+    /// Bicubic to the size with antialiasing: timm, DINOv2 with registers
+    Antialias,
+}
+
+impl Rule {
+    fn resample(self) -> Resample {
+        match self {
+            Self::Size => Resample::Size,
+            Self::ScaleOffset => Resample::ScaleOffset { offset: 0.1 },
+            Self::Antialias => Resample::SizeAntialias,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -62,7 +105,9 @@ enum TargetArg {
   tec-zoo export tec --out tec.onnx --adapters keep --target ort
   tec-zoo export mae --out levels.onnx --for levels --levels 3,5,7,11 --size 512x512
   tec-zoo export upernet-mae --out segmenter.onnx --for upernet
-  tec-zoo export mae --out detector.onnx --for vitdet --size 1024x1024")]
+  tec-zoo export mae --out detector.onnx --for vitdet --size 1024x1024
+  tec-zoo export ibot --out any.onnx --dynamic --pad
+  tec-zoo export mae --out camera.onnx --size 480x640 --normalize-input")]
 pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
     model: String,
@@ -84,9 +129,22 @@ pub(super) struct Args {
     /// TEC's encoder adapter: left out, or kept, with outputs `adapted` (Z_e) and `adapted_group0`, … (Z'_n)
     #[arg(long, value_enum, default_value = "drop")]
     adapters: AdaptersArg,
-    /// Image size in pixels; the position table is resampled by the family's rule
+    /// Image size in pixels; the position table is resampled for it, once
     #[arg(long, value_name = "HxW", value_parser = super::size::parse)]
     size: Option<[usize; 2]>,
+    /// Any image size: batch, height and width are free, and the graph resamples the position table
+    #[arg(long, conflicts_with = "size")]
+    dynamic: bool,
+    /// Zeros below and right of the normalised image up to whole patches, or to multiples of PIXELS (32 for MMDetection);
+    /// without it a --size that is no whole number of patches is refused, and --dynamic cuts the rest off
+    #[arg(long, value_name = "PIXELS", num_args = 0..=1, require_equals = true)]
+    pad: Option<Option<usize>>,
+    /// How the position table is resampled; the family's rule when left out
+    #[arg(long, value_enum)]
+    resample: Option<Rule>,
+    /// Take pixels, u8 (batch, H, W, 3), and normalise them in the graph
+    #[arg(long)]
+    normalize_input: bool,
     /// Who will run it
     #[arg(long, value_enum, default_value = "portable")]
     target: TargetArg,
@@ -102,7 +160,7 @@ pub(super) struct Args {
 }
 
 fn purpose(args: &Args) -> Result<Purpose, Usage> {
-    let maps = || MapOptions {
+    let maps = MapOptions {
         levels: args.levels.clone(),
         norm: args.norm.map(|norm| match norm {
             NormArg::Raw => LevelNorm::Raw,
@@ -110,14 +168,7 @@ fn purpose(args: &Args) -> Result<Purpose, Usage> {
         }),
         parameter_free: args.pyramid.is_some(),
     };
-    let purpose = match args.purpose {
-        For::Tokens => Purpose::Tokens,
-        For::Classification => Purpose::Classification,
-        For::Levels => Purpose::Levels(args.levels.clone()),
-        For::Upernet => Purpose::UperNet(maps()),
-        For::CascadeMaskRcnn => Purpose::CascadeMaskRcnn(maps()),
-        For::Vitdet => Purpose::VitDet,
-    };
+    let purpose = args.purpose.purpose(maps);
     let pyramids = matches!(purpose, Purpose::UperNet(_) | Purpose::CascadeMaskRcnn(_));
     for (flag, given, means) in [
         ("--levels", !args.levels.is_empty(), pyramids || matches!(purpose, Purpose::Levels(_))),
@@ -140,12 +191,16 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
             TargetArg::Ort => Target::Ort,
         },
         opset: args.opset,
-        adapters: match args.adapters {
-            AdaptersArg::Drop => Adapters::Drop,
-            AdaptersArg::Keep => Adapters::Keep,
-        },
+        adapters: args.adapters.adapters(),
         purpose,
-        size: args.size.map_or(Size::Native, Size::Fixed),
+        size: match (args.size, args.dynamic) {
+            (_, true) => Size::Dynamic,
+            (Some(size), false) => Size::Fixed(size),
+            (None, false) => Size::Native,
+        },
+        pad: args.pad.map(|multiple| multiple.unwrap_or(model.config().vit.patch_size)),
+        resample: args.resample.map(Rule::resample),
+        normalize_input: args.normalize_input,
         ..ExportOptions::default()
     };
     let written = export(&model, &args.out, &options)?;

@@ -19,6 +19,7 @@ mod info;
 mod inspect;
 mod interrupt;
 mod list;
+mod matrix;
 mod output;
 mod pretrain;
 mod register;
@@ -82,6 +83,7 @@ enum Verb {
     Export(export::Args),
     Check(check::Args),
     Contract(contract::Args),
+    Matrix(matrix::Args),
     Pretrain(pretrain::Args),
     View(view::Args),
     Stats(stats::Args),
@@ -109,6 +111,7 @@ pub fn main() -> ExitCode {
         Verb::Export(args) => export::run(&args, &mut output),
         Verb::Check(args) => check::run(&args, &mut output),
         Verb::Contract(args) => contract::run(&args, &mut output),
+        Verb::Matrix(args) => matrix::run(&args, &mut output),
         Verb::Pretrain(args) => pretrain::run(&args, &mut output),
         Verb::View(args) => view::run(&args, &mut output),
         Verb::Stats(args) => stats::run(&args, &mut output),

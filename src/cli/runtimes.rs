@@ -21,13 +21,21 @@ pub(super) fn parse(text: &str) -> Result<Runtime, String> {
 /// Prints a check's report as a table.
 pub(super) fn print(report: &CheckReport, output: &mut Output) -> anyhow::Result<()> {
     let mut rows = Vec::new();
-    let mut notes = Vec::new();
+    let mut notes: Vec<&str> = Vec::new();
+    let first = report.runtimes.first().map(|check| check.size);
+    let sizes = report.runtimes.iter().any(|check| Some(check.size) != first);
     for check in &report.runtimes {
-        let runtime = check.runtime.name();
+        let size = sizes.then(|| format!("{}x{}", check.size[0], check.size[1]));
+        let row = |cells: [String; 4]| {
+            let runtime = check.runtime.name().to_owned();
+            [runtime].into_iter().chain(size.clone()).chain(cells).collect::<Vec<_>>()
+        };
         match &check.verdict {
             RuntimeVerdict::CouldNotRun { reason } => {
-                rows.push([runtime, "", "", "", "could not run"].map(str::to_owned).to_vec());
-                notes.push(reason.clone());
+                rows.push(row(["", "", "", "could not run"].map(str::to_owned)));
+                if !notes.contains(&reason.as_str()) {
+                    notes.push(reason);
+                }
             }
             RuntimeVerdict::Ran { outputs } => {
                 for checked in outputs {
@@ -36,18 +44,17 @@ pub(super) fn print(report: &CheckReport, output: &mut Output) -> anyhow::Result
                         (false, None) => "DIFFERS".to_owned(),
                         (false, Some(problem)) => problem.clone(),
                     };
-                    rows.push(vec![
-                        runtime.to_owned(),
-                        checked.name.clone(),
-                        format!("{:.1e}", checked.max_abs_diff),
-                        format!("{:.9}", checked.cosine),
-                        verdict,
-                    ]);
+                    let (difference, cosine) =
+                        (format!("{:.1e}", checked.max_abs_diff), format!("{:.9}", checked.cosine));
+                    rows.push(row([checked.name.clone(), difference, cosine, verdict]));
                 }
             }
         }
     }
-    output.table(&["RUNTIME", "OUTPUT", "MAX |Δ|", "COSINE", "VERDICT"], &rows, &[2, 3])?;
+    match sizes {
+        true => output.table(&["RUNTIME", "SIZE", "OUTPUT", "MAX |Δ|", "COSINE", "VERDICT"], &rows, &[3, 4])?,
+        false => output.table(&["RUNTIME", "OUTPUT", "MAX |Δ|", "COSINE", "VERDICT"], &rows, &[2, 3])?,
+    }
     for note in notes {
         output.warn(note);
     }

@@ -273,6 +273,14 @@ pub struct Preprocessing {
     pub crop_pct: f64,
 }
 
+impl Preprocessing {
+    /// The normalisation of a pixel 0–255 as `[scale, shift]`: x · scale + shift = (x / 255 − mean) / std.
+    pub fn affine(&self) -> [[f64; 3]; 2] {
+        let scale = self.std.map(|std| 1.0 / (255.0 * std));
+        [scale, [0, 1, 2].map(|channel| -self.mean[channel] / self.std[channel])]
+    }
+}
+
 /// Where the weights come from; enough to find them again and to know what was done to them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

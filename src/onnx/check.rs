@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::export::{Adapters, ExportError, ExportOptions, ExportReport, export};
+use super::feed::{Feed, Interface};
 use super::purpose::{LevelNorm, MapOptions, NeckUse, Purpose};
-use super::read::{DimInfo, ModelInfo, ReadError};
+use super::read::{ModelInfo, ReadError};
 use super::runtime::{Images, Output, Runtime, RuntimeOptions, Session};
+#[cfg(not(feature = "candle"))]
+use crate::model::ModelConfig;
 use crate::model::{Canonical, FeatureOutput};
 
 /// Largest |Δ| that passes: sums over 3,072 products in f32, in another order, through twelve blocks, differ by a few
@@ -38,11 +41,15 @@ pub struct CheckOptions {
     pub atol: f32,
     /// Input; synthetic when `None`.
     pub images: Option<Images>,
+    /// Sizes `[H, W]` of synthetic images; when empty, the graph's own, and three of a graph that takes any: the model's
+    /// native one, a larger square, and a rectangle.
+    pub sizes: Vec<[usize; 2]>,
 }
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { runtimes: Runtime::ALL.to_vec(), runtime: RuntimeOptions::default(), atol: DEFAULT_ATOL, images: None }
+        let (runtimes, runtime) = (Runtime::ALL.to_vec(), RuntimeOptions::default());
+        Self { runtimes, runtime, atol: DEFAULT_ATOL, images: None, sizes: vec![] }
     }
 }
 
@@ -108,11 +115,13 @@ pub enum RuntimeVerdict {
     },
 }
 
-/// One runtime's part of a report.
+/// One runtime's part of a report, at one size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RuntimeCheck {
     /// The runtime.
     pub runtime: Runtime,
+    /// Height and width of the images.
+    pub size: [usize; 2],
     /// What it did.
     #[serde(flatten)]
     pub verdict: RuntimeVerdict,
@@ -127,16 +136,24 @@ pub struct CheckReport {
     pub reference: String,
     /// Largest |Δ| that passes.
     pub atol: f32,
-    /// Shape of the input.
-    pub images: [usize; 4],
-    /// One for each runtime asked.
+    /// One for each size and runtime asked.
     pub runtimes: Vec<RuntimeCheck>,
 }
 
 impl CheckReport {
-    /// Number of runtimes that ran the graph.
+    /// Number of runtimes that ran the graph, at every size.
     pub fn ran(&self) -> usize {
-        self.runtimes.iter().filter(|check| matches!(check.verdict, RuntimeVerdict::Ran { .. })).count()
+        let could_not = |runtime: &Runtime| {
+            let of_it = |check: &&RuntimeCheck| check.runtime == *runtime;
+            self.runtimes.iter().filter(of_it).any(|check| !matches!(check.verdict, RuntimeVerdict::Ran { .. }))
+        };
+        let mut runtimes: Vec<Runtime> = Vec::new();
+        for check in &self.runtimes {
+            if !runtimes.contains(&check.runtime) {
+                runtimes.push(check.runtime);
+            }
+        }
+        runtimes.iter().filter(|runtime| !could_not(runtime)).count()
     }
 
     /// Whether at least one runtime ran it and none ran it wrong.
@@ -164,58 +181,48 @@ pub fn export_checked(
     Ok((exported, checked))
 }
 
-/// Runs the graph `path` in every runtime asked for, and compares every output with the reference.
+/// Runs the graph `path` in every runtime asked for, at every size, and compares every output with the reference.
 ///
 /// # Errors
 /// When the file is no image backbone, or the reference cannot be computed.
 pub fn check(path: &Path, reference: Reference<'_>, options: &CheckOptions) -> Result<CheckReport, CheckError> {
     let info = ModelInfo::open(path)?;
-    let images = match &options.images {
-        Some(images) => images.clone(),
-        None => Images::synthetic(DEFAULT_BATCH, image_size(&info, path)?),
-    };
-    let (mut name, mut expected) = match reference {
-        Reference::Model(model) => ("eager".to_owned(), Some(expected(&info, path, model, &images)?)),
-        Reference::FirstRuntime => (String::new(), None),
-    };
-    let mut runtimes = Vec::with_capacity(options.runtimes.len());
+    let interface = Interface::of(&info, path)?;
+    let mut sessions = Vec::with_capacity(options.runtimes.len());
     for &runtime in &options.runtimes {
-        let ran = Session::open(runtime, path, &options.runtime).and_then(|mut session| session.run(&images));
-        let verdict = match ran {
-            Err(error) => RuntimeVerdict::CouldNotRun { reason: error.to_string() },
-            Ok(outputs) => {
-                let expected = expected.get_or_insert_with(|| {
-                    name = runtime.name().to_owned();
-                    outputs.clone()
-                });
-                RuntimeVerdict::Ran { outputs: compare(expected, outputs, options.atol) }
-            }
+        sessions.push((runtime, Session::open(runtime, path, &options.runtime)));
+    }
+    let mut name = "eager".to_owned();
+    let mut runtimes = Vec::new();
+    for input in interface.inputs(options, path)? {
+        let mut expected = match reference {
+            Reference::Model(model) => Some(expected(&info, path, model, &input)?),
+            Reference::FirstRuntime => None,
         };
-        runtimes.push(RuntimeCheck { runtime, verdict });
-    }
-    Ok(CheckReport { path: path.to_path_buf(), reference: name, atol: options.atol, images: images.shape, runtimes })
-}
-
-/// The image size the graph was made for.
-fn image_size(info: &ModelInfo, path: &Path) -> Result<[usize; 2], CheckError> {
-    let interface = |reason: String| CheckError::Interface { path: path.display().to_string(), reason };
-    let [input] = info.inputs.as_slice() else {
-        return Err(interface(format!("it has {} inputs, not one image", info.inputs.len())));
-    };
-    match (input.element, input.dims.as_slice()) {
-        // Larger images than any export makes would only exhaust the machine.
-        (1, &[_, DimInfo::Size(3), DimInfo::Size(height @ 1..=16_384), DimInfo::Size(width @ 1..=16_384)]) => {
-            Ok([height as usize, width as usize])
-        }
-        (_, dims) => {
-            let dims: Vec<String> = dims.iter().map(DimInfo::to_string).collect();
-            Err(interface(format!("its input `{}` is ({}), not f32 images (B, 3, H, W)", input.name, dims.join(", "))))
+        for (runtime, session) in &mut sessions {
+            let ran = match session {
+                Ok(session) => input.run(session).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let verdict = match ran {
+                Err(reason) => RuntimeVerdict::CouldNotRun { reason },
+                Ok(outputs) => {
+                    let expected = expected.get_or_insert_with(|| {
+                        name = runtime.name().to_owned();
+                        outputs.clone()
+                    });
+                    RuntimeVerdict::Ran { outputs: compare(expected, outputs, options.atol) }
+                }
+            };
+            runtimes.push(RuntimeCheck { runtime: *runtime, size: input.size(), verdict });
         }
     }
+    Ok(CheckReport { path: path.to_path_buf(), reference: name, atol: options.atol, runtimes })
 }
 
-/// What the model itself makes of the images, for the outputs the graph has.
-fn expected(info: &ModelInfo, path: &Path, model: &Canonical, images: &Images) -> Result<Vec<Output>, CheckError> {
+/// What the model itself makes of the images, for the outputs the graph has: in the graph's resampling rule, with the
+/// graph's padding, or without the rest of a patch that the graph cuts off.
+fn expected(info: &ModelInfo, path: &Path, model: &Canonical, input: &Feed) -> Result<Vec<Output>, CheckError> {
     let names: Vec<&str> = info.outputs.iter().map(|output| output.name.as_str()).collect();
     let text = |key: &str| info.metadata.get(key).map(String::as_str);
     let adapters = if text("adapters") == Some("kept") { Adapters::Keep } else { Adapters::Drop };
@@ -234,7 +241,24 @@ fn expected(info: &ModelInfo, path: &Path, model: &Canonical, images: &Images) -
             return Err(CheckError::Interface { path: path.display().to_string(), reason });
         }
     };
-    reference_outputs(model, images, &purpose, adapters)
+    let mut config = model.config().clone();
+    if let Some(rule) = info.metadata.get("resample").and_then(|rule| serde_json::from_str(rule).ok()) {
+        config.vit.position.resample = rule;
+    }
+    let padding = info.metadata.get("padding").and_then(|multiple| multiple.parse().ok()).filter(|n| *n > 0);
+    let normalized;
+    let images = match input {
+        Feed::Images(images) => images,
+        Feed::Pixels(pixels) => {
+            normalized = pixels.normalized(&config.preprocessing);
+            &normalized
+        }
+    };
+    let images = images.resized(|side| match padding {
+        Some(multiple) => side.next_multiple_of(multiple),
+        None => side / config.vit.patch_size * config.vit.patch_size,
+    });
+    reference_outputs(model, &config, &images, &purpose, adapters)
 }
 
 /// The blocks behind `level0`, `level1`, …; empty, and refused later, when the file does not say.
@@ -254,7 +278,13 @@ fn map_options(metadata: &BTreeMap<String, String>) -> MapOptions {
 use super::reference::eager as reference_outputs;
 
 #[cfg(not(feature = "candle"))]
-fn reference_outputs(_: &Canonical, _: &Images, _: &Purpose, _: Adapters) -> Result<Vec<Output>, CheckError> {
+fn reference_outputs(
+    _: &Canonical,
+    _: &ModelConfig,
+    _: &Images,
+    _: &Purpose,
+    _: Adapters,
+) -> Result<Vec<Output>, CheckError> {
     Err(CheckError::Reference {
         reason: "this build has no eager forward pass\nhint: build with the feature `candle`".into(),
     })

@@ -7,13 +7,16 @@ use serde::Serialize;
 use super::graph::{Extent, GRID, SIDES};
 use super::metadata;
 use super::purpose::{Purpose, outputs};
-use super::record::Record;
+use super::record::{Record, padded};
 use super::target::{Dialect, Target};
 use super::write::{MESSAGE_LIMIT, Model};
-use crate::model::{Canonical, VitConfig};
+use crate::model::{Canonical, Resample, VitConfig};
 
 /// Name of the graph's input: (B, 3, H, W), normalised as the metadata says.
 pub const INPUT: &str = "pixel_values";
+
+/// Its name where the graph normalises: u8, (B, H, W, 3).
+pub const BYTES_INPUT: &str = "images";
 
 /// Largest side of an exported image: beyond it attention alone would exhaust a machine.
 const MAX_SIDE: usize = 1 << 14;
@@ -35,10 +38,10 @@ pub enum Size {
     /// The purpose's own ([`Purpose::size`]): the size the model's position table was made for, or the consumer's.
     #[default]
     Native,
-    /// `[H, W]` in pixels, whole patches both; the position table is resampled once, for this size.
+    /// `[H, W]` in pixels; the position table is resampled once, for this size.
     Fixed([usize; 2]),
     /// Any height and width: the graph resamples the position table itself. A rest that is no whole patch is cut off, as
-    /// the patch convolution does.
+    /// the patch convolution of every family does, unless [`ExportOptions::pad`] keeps it.
     Dynamic,
 }
 
@@ -55,6 +58,13 @@ pub struct ExportOptions {
     pub purpose: Purpose,
     /// Image size.
     pub size: Size,
+    /// Zeros below and to the right of the normalised image until its sides are multiples of this many pixels, itself a
+    /// multiple of the patch: the patch for mmsegmentation's and detectron2's models, 32 for MMDetection's.
+    pub pad: Option<usize>,
+    /// How the position table is resampled; `None` for the family's rule.
+    pub resample: Option<Resample>,
+    /// Whether the input is pixels, u8 (B, H, W, 3) RGB, which the graph normalises.
+    pub normalize_input: bool,
     /// The model's name in the metadata; `None` for the directory's.
     pub model_id: Option<String>,
     /// Bytes of weights above which they go to `FILE.onnx.data`.
@@ -69,6 +79,9 @@ impl Default for ExportOptions {
             adapters: Adapters::default(),
             purpose: Purpose::default(),
             size: Size::default(),
+            pad: None,
+            resample: None,
+            normalize_input: false,
             model_id: None,
             external_above: MESSAGE_LIMIT,
         }
@@ -81,7 +94,7 @@ impl Default for ExportOptions {
 pub enum ExportError {
     /// The image does not fall apart into patches.
     #[error(
-        "an image of {height}×{width} cannot be exported: {reason}\nhint: sides are multiples of the patch side {patch}, such as --size {suggestion}"
+        "an image of {height}×{width} cannot be exported: {reason}\nhint: sides are multiples of the patch side {patch}, such as --size {suggestion}, or made so by --pad"
     )]
     Size {
         /// Pixels.
@@ -94,6 +107,16 @@ pub enum ExportError {
         reason: &'static str,
         /// The nearest size that works, HxW.
         suggestion: String,
+    },
+    /// Padding that would not give whole patches.
+    #[error(
+        "--pad={multiple} is not possible: it is no multiple of the patch side {patch}\nhint: --pad alone pads to whole patches"
+    )]
+    Padding {
+        /// Asked for.
+        multiple: usize,
+        /// The model's.
+        patch: usize,
     },
     /// The operator set does not fit the target.
     #[error("--opset {opset} is not possible for --target {target}: {reason}\nhint: {oldest} to {newest} are")]
@@ -209,18 +232,30 @@ pub struct ExportReport {
 /// When the options do not fit the model, or the file cannot be written.
 pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result<ExportReport, ExportError> {
     let dialect = Dialect::new(options.target, options.opset)?;
-    let (config, purpose) = (model.config(), &options.purpose);
+    let mut config = model.config().clone();
+    if let Some(rule) = options.resample {
+        config.vit.position.resample = rule;
+    }
+    let (config, purpose, pad) = (&config, &options.purpose, options.pad);
     let vit = &config.vit;
+    if let Some(multiple) = pad
+        && (multiple == 0 || multiple > MAX_SIDE || !multiple.is_multiple_of(vit.patch_size))
+    {
+        return Err(ExportError::Padding { multiple, patch: vit.patch_size });
+    }
     let (sides, grid) = match options.size {
-        Size::Native => fixed(vit, purpose.size(vit))?,
-        Size::Fixed(size) => fixed(vit, size)?,
+        Size::Native => fixed(vit, purpose.size(vit), pad)?,
+        Size::Fixed(size) => fixed(vit, size, pad)?,
         Size::Dynamic => (SIDES, GRID),
     };
     purpose.validate(config, options.adapters)?;
     let maps = purpose.maps(config)?;
 
     let mut record = Record::new(model, dialect);
-    let images = record.input(INPUT, sides);
+    let images = match options.normalize_input {
+        true => record.bytes_input(BYTES_INPUT, sides, pad, &config.preprocessing),
+        false => record.input(INPUT, sides, pad),
+    };
     for output in outputs(config, &mut record, &images, grid, purpose, maps.as_ref(), options.adapters)? {
         match output.grid {
             Some(grid) => record.map_output(&output.name, &output.value, grid)?,
@@ -251,7 +286,7 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
         opset: dialect.opset,
         graph_name: metadata::model_id(model, options),
         description: metadata::description(model, options),
-        metadata: metadata::entries(model, options, dialect, sides, maps.as_ref()),
+        metadata: metadata::entries(model, config, options, dialect, sides, maps.as_ref()),
         graph,
     };
     let written = file
@@ -261,8 +296,9 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
 }
 
 /// The sides of images of one size, and their patches.
-fn fixed(vit: &VitConfig, size: [usize; 2]) -> Result<([Extent; 2], [Extent; 2]), ExportError> {
-    Ok((size.map(Extent::Fixed), grid(vit, size)?.map(Extent::Fixed)))
+fn fixed(vit: &VitConfig, size: [usize; 2], pad: Option<usize>) -> Result<([Extent; 2], [Extent; 2]), ExportError> {
+    let grid = grid(vit, size.map(|side| if side > MAX_SIDE { side } else { padded(side, pad) }))?;
+    Ok((size.map(Extent::Fixed), grid.map(Extent::Fixed)))
 }
 
 /// Patches `[rows, columns]` of an image of `size`.

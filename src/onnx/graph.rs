@@ -54,10 +54,11 @@ impl std::fmt::Display for Extent {
     }
 }
 
-/// An input or output of the graph: always f32.
+/// An input or output of the graph.
 #[derive(Debug, Clone)]
 pub(super) struct ValueInfo {
     pub(super) name: String,
+    pub(super) element: Element,
     pub(super) dims: Vec<Extent>,
 }
 
@@ -65,6 +66,7 @@ pub(super) struct ValueInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Element {
     F32,
+    U8,
     I64,
 }
 
@@ -73,10 +75,14 @@ impl Element {
     pub(super) const fn code(self) -> u64 {
         match self {
             Self::F32 => 1,
+            Self::U8 => 2,
             Self::I64 => 7,
         }
     }
 }
+
+/// f32, as Cast names it.
+pub(super) const FLOAT: i64 = Element::F32.code() as i64;
 
 /// A stored tensor.
 #[derive(Debug, Clone)]
@@ -188,7 +194,7 @@ impl ValueInfo {
             shape.message(1, &out);
         }
         let mut tensor = Message::default();
-        tensor.varint(1, Element::F32.code());
+        tensor.varint(1, self.element.code());
         tensor.message(2, &shape);
         let mut kind = Message::default();
         kind.message(1, &tensor);

@@ -4,6 +4,7 @@
 use super::export::{Adapters, ExportOptions};
 use super::graph::Extent;
 use super::purpose::{MapContract, Purpose};
+use super::record::padded;
 use super::target::Dialect;
 use crate::model::{Canonical, Mlp, ModelConfig, RelativePosition, Window};
 
@@ -22,9 +23,13 @@ pub(super) fn description(model: &Canonical, options: &ExportOptions) -> String 
         Purpose::Levels(_) | Purpose::UperNet(_) | Purpose::CascadeMaskRcnn(_) | Purpose::VitDet => "feature maps",
         Purpose::Features(_) => "features by name",
     };
+    let input = match options.normalize_input {
+        true => "pixels 0 to 255, normalised in the graph",
+        false => "normalised as in the metadata",
+    };
     let norm = if vit.final_norm { "after the final norm" } else { "of a model without a final norm" };
     format!(
-        "{}: {family} ViT, width {}, {} blocks, {} heads, patch {}; {outputs} {norm}. Input RGB, normalised as in the metadata.",
+        "{}: {family} ViT, width {}, {} blocks, {} heads, patch {}; {outputs} {norm}. Input RGB, {input}.",
         model_id(model, options),
         vit.width,
         vit.depth,
@@ -76,6 +81,8 @@ pub(super) const KEYS: &[&str] = &[
     "interpolation",
     "crop_pct",
     "image_size",
+    "padding",
+    "layout",
     "patch_size",
     "grid",
     "native_image_size",
@@ -102,19 +109,21 @@ pub(super) fn of_model(model: &Canonical) -> Vec<(String, String)> {
     const OF_EXPORTS: [&str; 5] = ["tool", "target", "for", "image_size", "grid"];
     let options = ExportOptions::default();
     let Ok(dialect) = Dialect::new(options.target, options.opset) else { return Vec::new() };
-    let entries = entries(model, &options, dialect, model.config().vit.image_size.map(Extent::Fixed), None);
+    let entries =
+        entries(model, model.config(), &options, dialect, model.config().vit.image_size.map(Extent::Fixed), None);
     entries.into_iter().filter(|(key, _)| !OF_EXPORTS.contains(&key.as_str())).collect()
 }
 
 /// `metadata_props`, in this order; empty values are left out.
 pub(super) fn entries(
     model: &Canonical,
+    config: &ModelConfig,
     options: &ExportOptions,
     dialect: Dialect,
     sides: [Extent; 2],
     maps: Option<&MapContract>,
 ) -> Vec<(String, String)> {
-    let ModelConfig { family, vit, feature, preprocessing, provenance, licence, .. } = model.config();
+    let ModelConfig { family, vit, feature, preprocessing, provenance, licence, .. } = config;
     let patch = vit.patch_size;
     let vit = &*options.purpose.vit(vit);
     let strides = |maps: &MapContract| json(maps.strides.iter().map(|stride| number(*stride)).collect::<Vec<_>>());
@@ -125,7 +134,10 @@ pub(super) fn entries(
         (Adapters::Drop, None) => "none",
     };
     let (image_size, grid) = match sides {
-        [Extent::Fixed(height), Extent::Fixed(width)] => (json([height, width]), json([height / patch, width / patch])),
+        [Extent::Fixed(height), Extent::Fixed(width)] => {
+            let grid = [height, width].map(|side| padded(side, options.pad) / patch);
+            (json([height, width]), json(grid))
+        }
         _ => ("any".to_owned(), String::new()),
     };
     let entries = [
@@ -148,6 +160,8 @@ pub(super) fn entries(
         ("interpolation", json(preprocessing.interpolation)),
         ("crop_pct", json(preprocessing.crop_pct)),
         ("image_size", image_size),
+        ("padding", options.pad.map_or_else(String::new, json)),
+        ("layout", if options.normalize_input { "uint8 NHWC".to_owned() } else { String::new() }),
         ("patch_size", json(patch)),
         ("grid", grid),
         ("native_image_size", json(vit.image_size)),

@@ -7,7 +7,9 @@
 mod check;
 mod contract;
 mod export;
+mod feed;
 mod graph;
+pub mod matrix;
 mod metadata;
 mod payload;
 mod purpose;
@@ -25,7 +27,7 @@ pub use check::{
     RuntimeVerdict, check, export_checked,
 };
 pub use contract::{CONSUMERS, Contract, ContractError, Difference, Expectation, Subject};
-pub use export::{Adapters, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Size, export};
+pub use export::{Adapters, BYTES_INPUT, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Size, export};
 pub use graph::Extent;
 pub use purpose::{LevelNorm, MapContract, MapOptions, NeckUse, Purpose};
 pub use read::{AttributeValue, DimInfo, InitializerInfo, InterfaceInfo, ModelInfo, NodeInfo, ReadError};

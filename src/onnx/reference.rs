@@ -7,17 +7,18 @@ use super::export::Adapters;
 use super::purpose::{Named, Purpose, outputs};
 use super::runtime::{Images, Output};
 use crate::kernels::Eager;
-use crate::model::Canonical;
+use crate::model::{Canonical, ModelConfig};
 
-/// The outputs of `purpose` for `images`, laid out as the graph lays them out.
+/// The outputs of `purpose` for `images`, laid out as the graph lays them out; `config` is the model's, with what the graph
+/// does otherwise.
 pub(super) fn eager(
     model: &Canonical,
+    config: &ModelConfig,
     images: &Images,
     purpose: &Purpose,
     adapters: Adapters,
 ) -> Result<Vec<Output>, CheckError> {
     let failed = |reason: String| CheckError::Reference { reason };
-    let config = model.config();
     purpose.validate(config, adapters).map_err(|error| failed(error.to_string()))?;
     let maps = purpose.maps(config).map_err(|error| failed(error.to_string()))?;
     let candle = |error: candle_core::Error| failed(error.to_string());

@@ -12,6 +12,11 @@ pub(super) fn patches(grid: [Extent; 2]) -> Extent {
     }
 }
 
+/// A side brought to a multiple of `padding`.
+pub(in crate::onnx) fn padded(side: usize, padding: Option<usize>) -> usize {
+    padding.map_or(side, |multiple| side.next_multiple_of(multiple))
+}
+
 /// The length of a token axis with `more` tokens before it.
 pub(super) fn longer(tokens: Extent, more: usize) -> Extent {
     match tokens {

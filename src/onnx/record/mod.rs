@@ -14,18 +14,21 @@ mod ops;
 mod position;
 mod relative;
 
+pub(super) use layout::padded;
+
 use std::collections::{HashMap, HashSet};
 
 use super::ExportError;
-use super::graph::{BATCH, Extent, Graph, ValueInfo};
+use super::graph::{Attribute, BATCH, Element, Extent, FLOAT, Graph, ValueInfo};
+use super::payload::Payload;
 use super::target::Dialect;
-use crate::model::Canonical;
+use crate::model::{Canonical, Preprocessing};
 
 /// How a value lies in the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Form {
-    /// (B, 3, H, W).
-    Images { sides: [Extent; 2] },
+    /// (B, 3, H, W), followed by zeros until the sides are multiples of `padding`.
+    Images { sides: [Extent; 2], padding: Option<usize> },
     /// (B, T, C).
     Tokens { tokens: Extent, channels: usize },
     /// (B·T, C).
@@ -83,11 +86,33 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The graph's input, (B, 3, H, W).
-    pub(super) fn input(&mut self, name: &str, sides: [Extent; 2]) -> Value {
+    /// The graph's input, (B, 3, H, W), normalised; its sides are brought to multiples of `padding`.
+    pub(super) fn input(&mut self, name: &str, sides: [Extent; 2], padding: Option<usize>) -> Value {
         let dims = vec![BATCH, Extent::Fixed(3), sides[0], sides[1]];
-        self.graph.inputs.push(ValueInfo { name: name.to_owned(), dims });
-        Value { name: name.to_owned(), form: Form::Images { sides } }
+        self.graph.inputs.push(ValueInfo { name: name.to_owned(), element: Element::F32, dims });
+        Value { name: name.to_owned(), form: Form::Images { sides, padding } }
+    }
+
+    /// The same of pixels as they are in a picture: u8, (B, H, W, 3), which the graph normalises.
+    pub(super) fn bytes_input(
+        &mut self,
+        name: &str,
+        sides: [Extent; 2],
+        padding: Option<usize>,
+        preprocessing: &Preprocessing,
+    ) -> Value {
+        let dims = vec![BATCH, sides[0], sides[1], Extent::Fixed(3)];
+        self.graph.inputs.push(ValueInfo { name: name.to_owned(), element: Element::U8, dims });
+        self.scope = vec!["normalize".to_owned()];
+        let pixels = self.node("Cast", &[name], vec![("to", Attribute::Int(FLOAT))]);
+        // (x / 255 − mean) / std, as one product and one sum; by channel, which is still the last axis.
+        let [scale, shift] = preprocessing.affine().map(|values| values.map(|value| value as f32));
+        let scale = self.store("/normalize/scale", Element::F32, vec![3], Payload::f32(&scale));
+        let shift = self.store("/normalize/shift", Element::F32, vec![3], Payload::f32(&shift));
+        let pixels = self.node("Mul", &[&pixels, &scale], vec![]);
+        let pixels = self.node("Add", &[&pixels, &shift], vec![]);
+        let name = self.node("Transpose", &[&pixels], vec![("perm", Attribute::Ints(vec![0, 3, 1, 2]))]);
+        Value { name, form: Form::Images { sides, padding } }
     }
 
     /// Patch tokens (B, L, C) as a map (B, C, rows, columns).
@@ -127,7 +152,7 @@ impl<'a> Record<'a> {
             .into_iter()
             .map(|((from, flat), to)| ((renamed(from), flat), renamed(to)))
             .collect();
-        self.graph.outputs.push(ValueInfo { name: name.to_owned(), dims });
+        self.graph.outputs.push(ValueInfo { name: name.to_owned(), element: Element::F32, dims });
     }
 
     /// The finished graph, without what no output needs.

@@ -1,12 +1,25 @@
 //! The operations of a forward pass, each as its nodes.
 
-use super::layout::{longer, patches};
+use super::layout::{longer, padded, patches};
 use super::maps::GraphMap;
 use super::{Form, Record, Result, Value};
 use crate::model::{Activation, Ops, PositionRequest, RelativeRequest, position};
 use crate::onnx::ExportError;
 use crate::onnx::graph::{Attribute, BATCH, Element, Extent, GRID, PATCHES};
 use crate::onnx::payload::{Payload, to_f32};
+
+impl Record<'_> {
+    /// A map (B, C, rows, columns), cut to multiples of `step` rows and columns.
+    fn whole_steps(&mut self, map: &str, shape: &str, step: usize) -> String {
+        let axes = self.integers(&[2, 3], true);
+        let step = self.integers(&[step as i64], true);
+        let sides = self.node("Gather", &[shape, &axes], vec![("axis", Attribute::Int(0))]);
+        let steps = self.node("Div", &[&sides, &step], vec![]);
+        let ends = self.node("Mul", &[&steps, &step], vec![]);
+        let starts = self.integers(&[0, 0], true);
+        self.node("Slice", &[map, &starts, &ends, &axes], vec![])
+    }
+}
 
 impl Ops for Record<'_> {
     type Value = Value;
@@ -19,11 +32,13 @@ impl Ops for Record<'_> {
     }
 
     fn patch_embed(&mut self, images: &Value, name: &str, patch: usize) -> Result<Value> {
-        let Form::Images { sides } = images.form else {
+        let Form::Images { sides, padding } = images.form else {
             return Err(ExportError::unrecordable("patch_embed", format!("`{}` is not an image", images.name)));
         };
         let grid = match sides {
-            [Extent::Fixed(height), Extent::Fixed(width)] => [height / patch, width / patch].map(Extent::Fixed),
+            [Extent::Fixed(height), Extent::Fixed(width)] => {
+                [height, width].map(|side| Extent::Fixed(padded(side, padding) / patch))
+            }
             _ => GRID,
         };
         let tokens = patches(grid);
@@ -32,11 +47,24 @@ impl Ops for Record<'_> {
         let channels = self.view(&format!("{name}.bias"))?.shape.iter().product::<usize>();
         self.enter(name);
         let side = Attribute::Ints(vec![patch as i64; 2]);
-        let attributes = vec![("kernel_shape", side.clone()), ("strides", side)];
-        let map = self.node("Conv", &[&images.name, &weight, &bias], attributes);
+        let mut attributes = vec![("kernel_shape", side.clone()), ("strides", side)];
+        // Zeros below and to the right, by the convolution itself: as many as are missing, or could be.
+        let zeros = sides.map(|side| match (side, padding) {
+            (_, None) => 0,
+            (Extent::Fixed(side), Some(_)) => (padded(side, padding) - side) as i64,
+            (Extent::Free(_), Some(multiple)) => multiple as i64 - 1,
+        });
+        if zeros != [0, 0] {
+            attributes.push(("pads", Attribute::Ints(vec![0, 0, zeros[0], zeros[1]])));
+        }
+        let mut map = self.node("Conv", &[&images.name, &weight, &bias], attributes);
         self.leave_to(1);
         if grid == GRID {
-            let shape = self.node("Shape", &[&map], vec![]);
+            let mut shape = self.node("Shape", &[&map], vec![]);
+            if let Some(step) = padding.map(|multiple| multiple / patch).filter(|step| *step > 1) {
+                map = self.whole_steps(&map, &shape, step);
+                shape = self.node("Shape", &[&map], vec![]);
+            }
             for (axis, extent) in [(0, BATCH), (2, GRID[0]), (3, GRID[1])] {
                 self.measure(&shape, axis, extent);
             }

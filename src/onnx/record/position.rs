@@ -9,14 +9,11 @@ use super::layout::{longer, patches};
 use super::{Form, Record, Result, Value};
 use crate::model::{PositionRequest, Resample, TensorView, position};
 use crate::onnx::ExportError;
-use crate::onnx::graph::{Attribute, Element, Extent};
+use crate::onnx::graph::{Attribute, Element, Extent, FLOAT};
 use crate::onnx::payload::Payload;
 
 /// Source patches beyond either border that a kernel without antialiasing reaches: they count as the border itself.
 const REACH: usize = 2;
-
-/// `TensorProto.DataType` of f32.
-pub(super) const FLOAT: i64 = Element::F32.code() as i64;
 
 impl Record<'_> {
     /// The table `name` for a grid chosen at run time, (1, 1 + L, C), or (1, L, C) where it has no class row.

@@ -2,12 +2,11 @@
 
 use super::layout::{ROWS, patches};
 use super::maps::known;
-use super::position::FLOAT;
 use super::{Form, Record, Result, Value};
 use crate::model::relative::{axis_offsets, stretched, table_rows};
 use crate::model::{RelativePosition, RelativeRequest};
 use crate::onnx::ExportError;
-use crate::onnx::graph::{Attribute, BATCH, Element, Extent};
+use crate::onnx::graph::{Attribute, BATCH, Element, Extent, FLOAT};
 use crate::onnx::payload::{Payload, to_f32};
 
 impl Record<'_> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use candle_onnx::onnx::ModelProto;
 
-use super::{Engine, Images, Output};
+use super::{Engine, Feed, Images, Output, Pixels};
 
 pub(super) struct CandleOnnx {
     model: ModelProto,
@@ -37,8 +37,12 @@ fn words(error: candle_core::Error) -> String {
 }
 
 impl Engine for CandleOnnx {
-    fn run(&mut self, images: &Images) -> Result<Vec<Output>, String> {
-        let input = Tensor::from_slice(&images.values, &images.shape[..], &Device::Cpu).map_err(words)?;
+    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String> {
+        let input = match feed {
+            Feed::Images(Images { shape, values }) => Tensor::from_slice(values, &shape[..], &Device::Cpu),
+            Feed::Pixels(Pixels { shape, values }) => Tensor::from_slice(values, &shape[..], &Device::Cpu),
+        };
+        let input = input.map_err(words)?;
         let mut values =
             candle_onnx::simple_eval(&self.model, HashMap::from([(self.input.clone(), input)])).map_err(words)?;
         let mut out = Vec::with_capacity(self.outputs.len());

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 pub use library::find_ort_library;
 
+use crate::model::Preprocessing;
+
 /// A runtime this tool can drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,6 +152,79 @@ impl Images {
         }
         Self { shape: [batch, 3, height, width], values }
     }
+
+    /// The same images with other sides: what is missing at the bottom and on the right is zero, what is too much is cut off.
+    pub(super) fn resized(&self, side: impl Fn(usize) -> usize) -> Self {
+        let [batch, channels, height, width] = self.shape;
+        let [tall, wide] = [side(height), side(width)];
+        let mut values = vec![0.0; batch * channels * tall * wide];
+        if wide > 0 && width > 0 {
+            let planes = self.values.chunks_exact(height * width).zip(values.chunks_exact_mut(tall * wide));
+            for (from, to) in planes {
+                for (from, to) in from.chunks_exact(width).zip(to.chunks_exact_mut(wide)) {
+                    let kept = width.min(wide);
+                    to[..kept].copy_from_slice(&from[..kept]);
+                }
+            }
+        }
+        Self { shape: [batch, channels, tall, wide], values }
+    }
+}
+
+/// Images as they are in a picture: RGB from 0 to 255, (B, H, W, 3), row-major.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pixels {
+    /// `[B, H, W, 3]`.
+    pub shape: [usize; 4],
+    /// As many values as the shape says.
+    pub values: Vec<u8>,
+}
+
+impl Pixels {
+    /// [`Images::synthetic`], brought from about −2..2 to 0..255.
+    pub fn synthetic(batch: usize, [height, width]: [usize; 2]) -> Self {
+        let images = Images::synthetic(batch, [height, width]);
+        let area = height * width;
+        let mut values = Vec::with_capacity(images.values.len());
+        for image in images.values.chunks_exact(3 * area) {
+            values.extend(
+                (0..area).flat_map(|at| [0, 1, 2].map(|plane| (image[plane * area + at] * 64.0 + 128.0) as u8)),
+            );
+        }
+        Self { shape: [batch, height, width, 3], values }
+    }
+
+    /// The same images normalised.
+    pub fn normalized(&self, preprocessing: &Preprocessing) -> Images {
+        let [batch, height, width, _] = self.shape;
+        let area = height * width;
+        let [scale, shift] = preprocessing.affine();
+        let mut values = Vec::with_capacity(self.values.len());
+        for image in self.values.chunks_exact(3 * area) {
+            for (channel, (scale, shift)) in scale.into_iter().zip(shift).enumerate() {
+                let plane = image.iter().skip(channel).step_by(3);
+                values.extend(plane.map(|&value| (f64::from(value) * scale + shift) as f32));
+            }
+        }
+        Images { shape: [batch, 3, height, width], values }
+    }
+}
+
+/// What a graph is run on.
+#[derive(Clone, Copy)]
+enum Feed<'a> {
+    Images(&'a Images),
+    Pixels(&'a Pixels),
+}
+
+impl Feed<'_> {
+    /// Shape, and number of values.
+    fn extent(self) -> ([usize; 4], usize) {
+        match self {
+            Self::Images(images) => (images.shape, images.values.len()),
+            Self::Pixels(pixels) => (pixels.shape, pixels.values.len()),
+        }
+    }
 }
 
 /// A named output of a run.
@@ -165,7 +240,7 @@ pub struct Output {
 
 /// What each runtime's module implements; errors are its own words.
 trait Engine {
-    fn run(&mut self, images: &Images) -> Result<Vec<Output>, String>;
+    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String>;
 }
 
 /// A loaded graph.
@@ -200,18 +275,30 @@ impl Session {
     /// Every output for `images`.
     ///
     /// # Errors
-    /// When the runtime fails.
+    /// When the runtime fails, or the graph takes pixels.
     pub fn run(&mut self, images: &Images) -> Result<Vec<Output>, RuntimeError> {
+        self.feed(Feed::Images(images))
+    }
+
+    /// The same of a graph that normalises.
+    ///
+    /// # Errors
+    /// When the runtime fails, or the graph takes normalised images.
+    pub fn run_pixels(&mut self, pixels: &Pixels) -> Result<Vec<Output>, RuntimeError> {
+        self.feed(Feed::Pixels(pixels))
+    }
+
+    fn feed(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, RuntimeError> {
         let runtime = self.runtime;
         let failed = |reason| RuntimeError::Failed { runtime, reason };
-        let [batch, channels, height, width] = images.shape;
-        if batch * channels * height * width != images.values.len() || images.values.is_empty() {
-            return Err(failed(format!("{} values are not images of shape {:?}", images.values.len(), images.shape)));
+        let (shape, values) = feed.extent();
+        if shape.iter().product::<usize>() != values || values == 0 {
+            return Err(failed(format!("{values} values are not images of shape {shape:?}")));
         }
         let Some(engine) = self.engine.as_mut() else {
             return Err(failed("it panicked before".to_owned()));
         };
-        match guarded(|| engine.run(images)) {
+        match guarded(|| engine.run(feed)) {
             Ok(result) => result.map_err(failed),
             Err(reason) => {
                 // Dropping what a panic left half-done may panic again.

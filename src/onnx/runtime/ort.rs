@@ -10,7 +10,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::TensorRef;
 
 use super::library::find_ort_library;
-use super::{Engine, Images, Output, Runtime, RuntimeError, RuntimeOptions};
+use super::{Engine, Feed, Images, Output, Pixels, Runtime, RuntimeError, RuntimeOptions};
 
 /// A process loads one library, once; later sessions share it, whatever options they bring.
 static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
@@ -53,10 +53,17 @@ impl OnnxRuntime {
 }
 
 impl Engine for OnnxRuntime {
-    fn run(&mut self, images: &Images) -> Result<Vec<Output>, String> {
+    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String> {
         let words = |error: ort::Error| error.to_string();
-        let input = TensorRef::from_array_view((images.shape, images.values.as_slice())).map_err(words)?;
-        let outputs = self.session.run(ort::inputs![input]).map_err(words)?;
+        let outputs = match feed {
+            Feed::Images(Images { shape, values }) => {
+                self.session.run(ort::inputs![TensorRef::from_array_view((*shape, values.as_slice())).map_err(words)?])
+            }
+            Feed::Pixels(Pixels { shape, values }) => {
+                self.session.run(ort::inputs![TensorRef::from_array_view((*shape, values.as_slice())).map_err(words)?])
+            }
+        };
+        let outputs = outputs.map_err(words)?;
         let mut out = Vec::with_capacity(outputs.len());
         for (name, value) in &outputs {
             let (shape, values) = value.try_extract_tensor::<f32>().map_err(words)?;

@@ -1,21 +1,22 @@
-//! tract: the embedded runtime. It optimises for known shapes, so a plan is made for each batch size it meets.
+//! tract: the embedded runtime. It optimises for known shapes, so a plan is made for each batch and image size it
+//! meets, and the last one kept.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::prelude::{
-    Datum, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TValue, Tensor,
+    DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TValue, Tensor,
     TypedRunnableModel, tvec,
 };
 
-use super::{Engine, Images, Output, RuntimeOptions};
+use super::{Engine, Feed, Images, Output, Pixels, RuntimeOptions};
 
 pub(super) struct Tract {
     model: InferenceModel,
     names: Vec<String>,
     executor: Executor,
-    plan: Option<([usize; 4], Arc<TypedRunnableModel>)>,
+    plan: Option<(DatumType, [usize; 4], Arc<TypedRunnableModel>)>,
 }
 
 /// The error with its causes, on one line.
@@ -35,25 +36,29 @@ impl Tract {
         Ok(Self { model, names, executor, plan: None })
     }
 
-    fn plan(&mut self, shape: [usize; 4]) -> Result<Arc<TypedRunnableModel>, String> {
-        if let Some((planned, plan)) = &self.plan
-            && *planned == shape
+    fn plan(&mut self, element: DatumType, shape: [usize; 4]) -> Result<Arc<TypedRunnableModel>, String> {
+        if let Some((of, planned, plan)) = &self.plan
+            && (*of, *planned) == (element, shape)
         {
             return Ok(plan.clone());
         }
-        let fact = InferenceFact::dt_shape(f32::datum_type(), shape);
+        let fact = InferenceFact::dt_shape(element, shape);
         let model = self.model.clone().with_input_fact(0, fact).map_err(words)?;
         let plan = model.into_optimized().map_err(words)?.into_runnable().map_err(words)?;
-        self.plan = Some((shape, plan.clone()));
+        self.plan = Some((element, shape, plan.clone()));
         Ok(plan)
     }
 }
 
 impl Engine for Tract {
-    fn run(&mut self, images: &Images) -> Result<Vec<Output>, String> {
-        let plan = self.plan(images.shape)?;
-        let input = Tensor::from_shape(&images.shape, &images.values).map_err(words)?;
-        let outputs = multithread_tract_scope(self.executor.clone(), || plan.run(tvec![input.into_tvalue()]));
+    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String> {
+        let tensor = match feed {
+            Feed::Images(Images { shape, values }) => Tensor::from_shape(shape, values),
+            Feed::Pixels(Pixels { shape, values }) => Tensor::from_shape(shape, values),
+        };
+        let tensor = tensor.map_err(words)?;
+        let plan = self.plan(tensor.datum_type(), feed.extent().0)?;
+        let outputs = multithread_tract_scope(self.executor.clone(), || plan.run(tvec![tensor.into_tvalue()]));
         let outputs = outputs.map_err(words)?;
         let output = |(name, value): (&String, &TValue)| {
             let view = value.to_plain_array_view::<f32>().map_err(words)?;

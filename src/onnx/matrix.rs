@@ -1,0 +1,127 @@
+//! Which variant of a model runs where: each one exported, run in every runtime at several sizes, and compared.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::check::{CheckError, CheckOptions, CheckReport, Reference, RuntimeVerdict, check};
+use super::export::{ExportOptions, Size, export};
+use super::runtime::Runtime;
+use crate::model::Canonical;
+
+/// A way to export, with what distinguishes it.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// Values of the matrix's leading columns.
+    pub labels: Vec<String>,
+    /// How it is exported. A [`Size::Fixed`] stands for a file for that size and one for a rectangle a little larger.
+    pub options: ExportOptions,
+}
+
+/// What became of a variant in one runtime, over all sizes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum Cell {
+    /// It ran, and every output holds.
+    Ran {
+        /// Largest difference of any output at any size.
+        max_abs_diff: f32,
+        /// Smallest cosine.
+        cosine: f64,
+    },
+    /// It ran, and an output does not hold.
+    Differs {
+        /// Largest difference.
+        max_abs_diff: f32,
+        /// Smallest cosine.
+        cosine: f64,
+    },
+    /// It did not run at some size, for this reason.
+    CouldNotRun {
+        /// The runtime's words.
+        reason: String,
+    },
+}
+
+/// A variant's line of the matrix.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// As the variant's.
+    pub labels: Vec<String>,
+    /// Heights and widths it was run at.
+    pub sizes: Vec<[usize; 2]>,
+    /// Why there is no such export of this model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// One for each runtime asked, in that order; none where the export was refused.
+    pub cells: Vec<(Runtime, Cell)>,
+}
+
+impl Row {
+    /// Whether no runtime ran it wrong.
+    pub fn holds(&self) -> bool {
+        !self.cells.iter().any(|(_, cell)| matches!(cell, Cell::Differs { .. }))
+    }
+}
+
+/// Exports `variant` of `model` into the folder `scratch`, runs it everywhere, and leaves nothing there.
+///
+/// An export that the model does not admit is a row that says so.
+///
+/// # Errors
+/// When a file that was written cannot be checked at all.
+pub fn row(model: &Canonical, variant: &Variant, scratch: &Path, options: &CheckOptions) -> Result<Row, CheckError> {
+    let path = scratch.join("variant.onnx");
+    let mut row = Row { labels: variant.labels.clone(), sizes: vec![], refused: None, cells: vec![] };
+    let mut reports: Vec<CheckReport> = Vec::new();
+    for size in sizes(model, variant.options.size) {
+        let export_options = ExportOptions { size, ..variant.options.clone() };
+        if let Err(error) = export(model, &path, &export_options) {
+            row.refused = error.to_string().lines().next().map(str::to_owned);
+            return Ok(row);
+        }
+        reports.push(check(&path, Reference::Model(model), options)?);
+    }
+    // What is left behind would only be overwritten by the next variant.
+    let _ = std::fs::remove_file(&path);
+    let checks = || reports.iter().flat_map(|report| &report.runtimes);
+    for entry in checks() {
+        if !row.sizes.contains(&entry.size) {
+            row.sizes.push(entry.size);
+        }
+    }
+    for &runtime in &options.runtimes {
+        let verdicts = checks().filter(|entry| entry.runtime == runtime).map(|entry| &entry.verdict);
+        row.cells.push((runtime, cell(verdicts)));
+    }
+    Ok(row)
+}
+
+/// The files a variant is: one, or for known sizes two, so that the resampled table is seen as well.
+fn sizes(model: &Canonical, size: Size) -> Vec<Size> {
+    let Size::Fixed([height, width]) = size else { return vec![size] };
+    let patch = model.config().vit.patch_size;
+    vec![size, Size::Fixed([height + patch, width + 5 * patch])]
+}
+
+fn cell<'a>(verdicts: impl Iterator<Item = &'a RuntimeVerdict>) -> Cell {
+    let (mut max_abs_diff, mut cosine, mut holds) = (0.0_f32, 1.0_f64, true);
+    for verdict in verdicts {
+        match verdict {
+            RuntimeVerdict::CouldNotRun { reason } => return Cell::CouldNotRun { reason: reason.clone() },
+            RuntimeVerdict::Ran { outputs } => {
+                for output in outputs {
+                    // NaN, which stands for "cannot be compared", must not get lost.
+                    max_abs_diff =
+                        if output.max_abs_diff.is_nan() { f32::NAN } else { max_abs_diff.max(output.max_abs_diff) };
+                    cosine = cosine.min(output.cosine);
+                    holds &= output.passed;
+                }
+            }
+        }
+    }
+    match holds {
+        true => Cell::Ran { max_abs_diff, cosine },
+        false => Cell::Differs { max_abs_diff, cosine },
+    }
+}
