@@ -1,12 +1,49 @@
-//! What Rust's compiler cannot translate: MPI's calls (feature `mpi`) and the GPU's kernels (feature `cuda`). Without those
-//! features, nothing happens.
+//! What Rust's compiler cannot translate: MPI's calls (feature `mpi`) and the GPU's kernels (feature `cuda`). And the source's
+//! revision, which runs write down.
+
+use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=TEC_ZOO_REVISION");
+    if let Some(revision) = std::env::var("TEC_ZOO_REVISION").ok().or_else(packaged).or_else(checked_out) {
+        println!("cargo:rustc-env=TEC_ZOO_REVISION={revision}");
+    }
     #[cfg(feature = "mpi")]
     mpi();
     #[cfg(feature = "cuda")]
     cuda();
+}
+
+/// The revision a published package was made from.
+fn packaged() -> Option<String> {
+    const FILE: &str = ".cargo_vcs_info.json";
+    let text = std::fs::read_to_string(FILE).ok()?;
+    println!("cargo:rerun-if-changed={FILE}");
+    let hash = text.split("\"sha1\"").nth(1)?.split('"').nth(1)?;
+    hash.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| hash.to_owned())
+}
+
+/// The revision of the working tree; none without git. Changes on top of it are not looked for.
+fn checked_out() -> Option<String> {
+    // The crate's own repository: not one it was unpacked into.
+    std::fs::exists(".git").ok().filter(|exists| *exists)?;
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        output.status.success().then_some(text)
+    };
+    let head = git(&["rev-parse", "HEAD"])?;
+    // HEAD changes with the branch, the branch's own file or the packed ones with a commit.
+    let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+    for name in ["HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
+        if let Some(path) = git(&["rev-parse", "--git-path", name])
+            && std::path::Path::new(&path).exists()
+        {
+            println!("cargo:rerun-if-changed={path}");
+        }
+    }
+    Some(head)
 }
 
 /// Compiles the kernels to PTX, which the driver translates for its GPU: Ampere and later.
@@ -29,7 +66,7 @@ fn cuda() {
     for source in files.flatten().map(|file| file.path()).filter(|path| path.extension().is_some_and(|e| e == "cu")) {
         let target = out.join(source.file_stem().unwrap_or_default()).with_extension("ptx");
         // No fast math: what these kernels wait for is memory, and sums are compared with the CPU's.
-        let run = std::process::Command::new(&nvcc)
+        let run = Command::new(&nvcc)
             .args(["-ptx", "-O3", "-std=c++17", "-arch=compute_80", "-o"])
             .arg(&target)
             .arg(&source)
@@ -54,7 +91,7 @@ fn mpi() {
     println!("cargo:rerun-if-env-changed=PATH");
     let mpicc = std::env::var("MPICC").unwrap_or_else(|_| "mpicc".into());
     // Both Open MPI's wrapper and MPICH's answer `-show` with the command they stand for.
-    let shown = std::process::Command::new(&mpicc).arg("-show").output();
+    let shown = Command::new(&mpicc).arg("-show").output();
     let command = match &shown {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout),
         Ok(output) => fail("mpi", &format!("`{mpicc} -show`: {}", String::from_utf8_lossy(&output.stderr)), MPICC),

@@ -376,6 +376,30 @@ fn accumulated_micro_batches_give_the_gradient_of_the_whole_batch() {
 }
 
 #[test]
+fn several_updates_of_micro_batches_move_as_those_of_whole_batches() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let losses = |parts: usize| {
+        let mut step = step(reference, &base, Precision::F32);
+        let losses = (0..8).map(|at| {
+            let MicroBatch { count, images, noise } = reference.batch(at % 3);
+            let size = count / parts;
+            let parts: Vec<MicroBatch> = images
+                .chunks_exact(images.len() / parts)
+                .zip(noise.chunks_exact(noise.len() / parts))
+                .map(|(images, noise)| MicroBatch { count: size, images: images.to_vec(), noise: noise.to_vec() })
+                .collect();
+            step.run(&parts, reference.real("lr"), &alone()).unwrap().loss as f32
+        });
+        losses.collect::<Vec<f32>>()
+    };
+    let whole = reference.batch(0).count;
+    // What one update leaves behind would show in the next ones. Weights whose gradient is rounding noise go their own way.
+    close("losses", &losses(whole), &losses(1), GRADIENTS);
+}
+
+#[test]
 fn an_update_of_too_few_or_too_many_micro_batches_is_refused_and_changes_nothing() {
     let reference = &Reference::full();
     let dir = tempfile::tempdir().unwrap();

@@ -284,6 +284,30 @@ def peer(model, batch, precision, device, compiled):
     return step
 
 
+def peak(pid):
+    """MiB of a process's largest resident set."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def memory(model, batch, precision, options):
+    """Peak resident memory, each runner in a process of its own."""
+    ours = Ours(model, batch, precision, options.device, options.threads)
+    for _ in range(3):
+        ours.step()
+    print(f"\nViT-{model.upper()}, batch {batch}, {precision}: peak resident MiB after 3 steps")
+    print(f"  tec-zoo           {peak(ours.process.pid):8.0f}", flush=True)
+    for compiled in (False, True):
+        if (child := os.fork()) == 0:
+            torch.set_num_threads(options.threads)
+            step = peer(model, batch, precision, options.device, compiled)
+            for _ in range(3):
+                step()
+            print(f"  PyTorch {'compiled' if compiled else 'eager':9} {peak(os.getpid()):8.0f}", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
 def compare(model, batch, precision, options):
     runners = {}
     if not options.peers_only:
@@ -315,6 +339,7 @@ def main():
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="peak memory on the CPU instead of speed")
     parser.add_argument("--peers-only", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -323,7 +348,8 @@ def main():
     on_cpu = options.device == "cpu"
     for model in (options.models or ("ti,s" if on_cpu else "b")).split(","):
         for precision in (options.precisions or ("f32,bf16" if on_cpu else "bf16")).split(","):
-            compare(model, options.batch or (MODELS[model][3] if on_cpu else 256), precision, options)
+            measure = memory if options.memory else compare
+            measure(model, options.batch or (MODELS[model][3] if on_cpu else 256), precision, options)
 
 
 if __name__ == "__main__":

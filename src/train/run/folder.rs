@@ -31,7 +31,7 @@ const UNFINISHED: &str = ".tec-zoo-";
 pub struct RunFile {
     /// Tool and version.
     pub tool: String,
-    /// Source revision, when the build was told (`TEC_ZOO_REVISION` at compile time).
+    /// Git revision of the source, where the build could tell (`build.rs`).
     pub revision: Option<String>,
     /// The recipe's seed.
     pub seed: u64,
