@@ -188,7 +188,9 @@ fn a_folder_that_vanishes_ends_the_run_with_its_name() {
     let mut loader =
         Loader::new(open(&root), LoaderSettings { epochs: u64::MAX, ..settings() }, Position::default()).unwrap();
     loader.next().unwrap().unwrap();
-    drop(dir);
+    // At once, as a share that is unmounted: while files are deleted one by one, they are missing from a folder that is there.
+    let gone = tempfile::tempdir().unwrap();
+    fs::rename(&root, gone.path().join("away")).unwrap();
     let error = loader.by_ref().find_map(Result::err).unwrap();
     assert!(matches!(error, DataError::Vanished { .. }), "{error}");
     assert!(error.to_string().contains(&root.display().to_string()));
