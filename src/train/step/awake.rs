@@ -4,8 +4,16 @@
 //! microseconds goes to sleep, and being woken costs it more than many of them take.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
+
+/// How long a worker looks for work without a pause: longer than it takes to get from one kernel to the next.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+/// The pause between two looks after that. A worker that never slept would be the last to run where others want the cores too: a
+/// run beside a compiler was seen to take ten times as long.
+const NAP: Duration = Duration::from_micros(50);
 
 /// Runs `update` on one of rayon's workers and keeps the others looking for work until it is done.
 pub(super) fn awake<T: Send>(device: &Device, update: impl FnOnce() -> T + Send) -> T {
@@ -19,14 +27,26 @@ pub(super) fn awake<T: Send>(device: &Device, update: impl FnOnce() -> T + Send)
         let done = &done;
         scope.spawn_broadcast(move |_, context| {
             // The update's own worker meets this task while it waits for others: it has better to do.
-            while home != Some(context.index()) && !done.load(Ordering::Acquire) {
-                if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    std::thread::yield_now();
-                }
+            if home != Some(context.index()) {
+                look_for_work(done);
             }
         });
         update()
     })
+}
+
+/// Takes part in what there is to do until `done`.
+fn look_for_work(done: &AtomicBool) {
+    let mut idle_since = None;
+    while !done.load(Ordering::Acquire) {
+        if rayon::yield_now() == Some(rayon::Yield::Executed) {
+            idle_since = None;
+        } else if idle_since.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+            std::hint::spin_loop();
+        } else {
+            std::thread::sleep(NAP);
+        }
+    }
 }
 
 /// Lets the workers go, also when the update panics.
