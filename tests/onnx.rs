@@ -1,6 +1,7 @@
 //! Exported graphs against the eager forward.
 
 mod contract;
+mod dtype;
 mod dynamic;
 mod maps;
 
@@ -18,7 +19,7 @@ use tec_zoo::model::{
 use tec_zoo::onnx::runtime::{Images, Runtime, RuntimeError, RuntimeOptions, Session, find_ort_library};
 use tec_zoo::onnx::{
     Adapters, AttributeValue, CheckOptions, DimInfo, ExportError, ExportOptions, ModelInfo, Purpose, Reference,
-    RuntimeVerdict, Size, Target, check, export,
+    RuntimeVerdict, Size, Target, Tolerance, check, export,
 };
 
 /// Values around zero, the same everywhere.
@@ -195,7 +196,7 @@ fn check_options(runtimes: Vec<Runtime>, batch: usize, size: [usize; 2]) -> Chec
     CheckOptions {
         runtimes,
         runtime: runtime_options(),
-        atol: 2e-5,
+        tolerance: Some(Tolerance::MaxAbsDiff(2e-5)),
         images: Some(Images::synthetic(batch, size)),
         sizes: vec![],
     }

@@ -8,7 +8,7 @@ use super::{exit::Exit, output::Output, registry, runtimes};
 use crate::data::{DataError, ImageBatches, Input};
 use crate::model::Preprocessing;
 use crate::onnx::runtime::{Images, Runtime};
-use crate::onnx::{CheckOptions, DEFAULT_ATOL, Reference, check};
+use crate::onnx::{CheckOptions, Reference, Tolerance, check};
 
 /// Run an exported graph in several runtimes and compare every output
 #[derive(Debug, clap::Args)]
@@ -34,9 +34,12 @@ pub(super) struct Args {
     /// Threads for one run; as many as the machine has when left out
     #[arg(long)]
     threads: Option<usize>,
-    /// Largest |Δ| that passes
-    #[arg(long, default_value_t = DEFAULT_ATOL)]
-    atol: f32,
+    /// Largest |Δ| that passes; 1e-4 for a file in f32
+    #[arg(long)]
+    atol: Option<f32>,
+    /// Smallest cosine that passes, of all values and of all but the largest hundredth; 0.9995 for a file in f16, 0.999 in int8
+    #[arg(long, conflicts_with = "atol")]
+    cosine: Option<f64>,
     /// For machines: one object
     #[arg(long)]
     json: bool,
@@ -47,7 +50,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let options = CheckOptions {
         runtimes: args.runtimes.clone(),
         runtime: runtimes::options(args.threads),
-        atol: args.atol,
+        tolerance: args.atol.map(Tolerance::MaxAbsDiff).or(args.cosine.map(Tolerance::Cosine)),
         images: args.input.as_deref().map(images).transpose()?,
         sizes: args.size.clone(),
     };

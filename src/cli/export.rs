@@ -9,7 +9,8 @@ use serde_json::json;
 use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
 use crate::model::Resample;
 use crate::onnx::{
-    Adapters, CheckOptions, ExportOptions, LevelNorm, MapOptions, Purpose, Reference, Size, Target, check, export,
+    Adapters, CheckOptions, Dtype, ExportOptions, LevelNorm, MapOptions, Purpose, Reference, Size, Target, check,
+    export,
 };
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -91,6 +92,26 @@ impl Rule {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum DtypeArg {
+    /// Single precision
+    F32,
+    /// Products in f16; norms, softmax, activations and the residual sum stay f32
+    F16,
+    /// Weights in eight bits; everything is computed in f32
+    Int8,
+}
+
+impl DtypeArg {
+    pub(super) fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Int8 => Dtype::Int8,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum TargetArg {
     /// Elementary operators every runtime has
     Portable,
@@ -107,6 +128,7 @@ enum TargetArg {
   tec-zoo export upernet-mae --out segmenter.onnx --for upernet
   tec-zoo export mae --out detector.onnx --for vitdet --size 1024x1024
   tec-zoo export ibot --out any.onnx --dynamic --pad
+  tec-zoo export ibot --out half.onnx --dtype f16
   tec-zoo export mae --out camera.onnx --size 480x640 --normalize-input")]
 pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
@@ -145,6 +167,9 @@ pub(super) struct Args {
     /// Take pixels, u8 (batch, H, W, 3), and normalise them in the graph
     #[arg(long)]
     normalize_input: bool,
+    /// What products are computed in, or weights stored in; inputs and outputs stay f32
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: DtypeArg,
     /// Who will run it
     #[arg(long, value_enum, default_value = "portable")]
     target: TargetArg,
@@ -201,6 +226,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         pad: args.pad.map(|multiple| multiple.unwrap_or(model.config().vit.patch_size)),
         resample: args.resample.map(Rule::resample),
         normalize_input: args.normalize_input,
+        dtype: args.dtype.dtype(),
         ..ExportOptions::default()
     };
     let written = export(&model, &args.out, &options)?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::export::{AdaptersArg, For};
+use super::export::{AdaptersArg, DtypeArg, For};
 use super::{exit::Exit, interrupt, output::Output, registry, runtimes};
 use crate::model::{VitConfig, quarters};
 use crate::onnx::matrix::{Cell, Row, Variant, row};
@@ -18,7 +18,7 @@ use crate::onnx::{CheckOptions, ExportOptions, MapOptions, Size};
   tec-zoo matrix ibot --runtimes tract,candle --json
   tec-zoo matrix ibot --markdown > runs-where.md
 
-A cell is the largest |Δ| of any output at any size, or the number of the note that says why it did not run. Files for one
+A cell is the largest |Δ| of any output at any size with the smallest cosine, or the number of the note that says why it did not run. Files for one
 size are made for the model's own and for a rectangle; dynamic ones run at three sizes.")]
 pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
@@ -38,7 +38,7 @@ pub(super) struct Args {
 }
 
 /// The leading columns.
-const LABELS: [&str; 3] = ["for", "adapters", "size"];
+const LABELS: [&str; 4] = ["for", "adapters", "dtype", "size"];
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let model = registry::open(&args.model)?;
@@ -70,15 +70,18 @@ fn variants(vit: &VitConfig) -> Vec<Variant> {
     let mut variants = Vec::new();
     for purpose in For::value_variants() {
         for adapters in AdaptersArg::value_variants() {
-            for (size, label) in [(Size::Fixed(vit.image_size), "fixed"), (Size::Dynamic, "dynamic")] {
-                let labels = vec![name(purpose), name(adapters), label.to_owned()];
-                let options = ExportOptions {
-                    purpose: purpose.purpose(maps.clone()),
-                    adapters: adapters.adapters(),
-                    size,
-                    ..ExportOptions::default()
-                };
-                variants.push(Variant { labels, options });
+            for dtype in DtypeArg::value_variants() {
+                for (size, label) in [(Size::Fixed(vit.image_size), "fixed"), (Size::Dynamic, "dynamic")] {
+                    let labels = vec![name(purpose), name(adapters), name(dtype), label.to_owned()];
+                    let options = ExportOptions {
+                        purpose: purpose.purpose(maps.clone()),
+                        adapters: adapters.adapters(),
+                        dtype: dtype.dtype(),
+                        size,
+                        ..ExportOptions::default()
+                    };
+                    variants.push(Variant { labels, options });
+                }
             }
         }
     }

@@ -26,13 +26,13 @@ pub(super) fn print(report: &CheckReport, output: &mut Output) -> anyhow::Result
     let sizes = report.runtimes.iter().any(|check| Some(check.size) != first);
     for check in &report.runtimes {
         let size = sizes.then(|| format!("{}x{}", check.size[0], check.size[1]));
-        let row = |cells: [String; 4]| {
+        let row = |cells: [String; 5]| {
             let runtime = check.runtime.name().to_owned();
             [runtime].into_iter().chain(size.clone()).chain(cells).collect::<Vec<_>>()
         };
         match &check.verdict {
             RuntimeVerdict::CouldNotRun { reason } => {
-                rows.push(row(["", "", "", "could not run"].map(str::to_owned)));
+                rows.push(row(["", "", "", "", "could not run"].map(str::to_owned)));
                 if !notes.contains(&reason.as_str()) {
                     notes.push(reason);
                 }
@@ -44,21 +44,27 @@ pub(super) fn print(report: &CheckReport, output: &mut Output) -> anyhow::Result
                         (false, None) => "DIFFERS".to_owned(),
                         (false, Some(problem)) => problem.clone(),
                     };
-                    let (difference, cosine) =
-                        (format!("{:.1e}", checked.max_abs_diff), format!("{:.9}", checked.cosine));
-                    rows.push(row([checked.name.clone(), difference, cosine, verdict]));
+                    let difference = format!("{:.1e}", checked.max_abs_diff);
+                    let [cosine, bulk] = [checked.cosine, checked.cosine_of_bulk].map(|cosine| format!("{cosine:.9}"));
+                    rows.push(row([checked.name.clone(), difference, cosine, bulk, verdict]));
                 }
             }
         }
     }
     match sizes {
-        true => output.table(&["RUNTIME", "SIZE", "OUTPUT", "MAX |Δ|", "COSINE", "VERDICT"], &rows, &[3, 4])?,
-        false => output.table(&["RUNTIME", "OUTPUT", "MAX |Δ|", "COSINE", "VERDICT"], &rows, &[2, 3])?,
+        true => {
+            let headers = ["RUNTIME", "SIZE", "OUTPUT", "MAX |Δ|", "COSINE", "OF BULK", "VERDICT"];
+            output.table(&headers, &rows, &[3, 4, 5])?;
+        }
+        false => {
+            let headers = ["RUNTIME", "OUTPUT", "MAX |Δ|", "COSINE", "OF BULK", "VERDICT"];
+            output.table(&headers, &rows, &[2, 3, 4])?;
+        }
     }
     for note in notes {
         output.warn(note);
     }
-    let summary = format!("compared with {} at |Δ| ≤ {:.0e}", report.reference, report.atol);
+    let summary = format!("compared with {} at {}", report.reference, report.tolerance);
     let verdict = if report.passed() {
         output.paint_out(Paint::Good, "holds")
     } else {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::dtype::Dtype;
 use super::graph::{Extent, GRID, SIDES};
 use super::metadata;
 use super::purpose::{Purpose, outputs};
@@ -65,6 +66,8 @@ pub struct ExportOptions {
     pub resample: Option<Resample>,
     /// Whether the input is pixels, u8 (B, H, W, 3) RGB, which the graph normalises.
     pub normalize_input: bool,
+    /// What products are computed in, or weights stored in.
+    pub dtype: Dtype,
     /// The model's name in the metadata; `None` for the directory's.
     pub model_id: Option<String>,
     /// Bytes of weights above which they go to `FILE.onnx.data`.
@@ -82,6 +85,7 @@ impl Default for ExportOptions {
             pad: None,
             resample: None,
             normalize_input: false,
+            dtype: Dtype::default(),
             model_id: None,
             external_above: MESSAGE_LIMIT,
         }
@@ -161,6 +165,24 @@ pub enum ExportError {
         reason: &'static str,
         /// What next.
         hint: &'static str,
+    },
+    /// A weight is too large for f16.
+    #[error(
+        "`{name}` cannot be f16: it holds {largest}, and f16 ends at 65504\nhint: export it with --dtype f32 or int8"
+    )]
+    BeyondHalf {
+        /// The parameter.
+        name: String,
+        /// Its largest magnitude.
+        largest: f32,
+    },
+    /// A weight is no number.
+    #[error("`{name}` cannot be rounded: it holds {value}\nhint: the checkpoint is damaged; fetch or convert it anew")]
+    NotFinite {
+        /// The parameter.
+        name: String,
+        /// What it holds.
+        value: f32,
     },
     /// The forward pass names a parameter the model does not have.
     #[error("the model has no parameter `{name}`")]
@@ -262,7 +284,8 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
             None => record.output(&output.name, &output.value)?,
         }
     }
-    let graph = record.finish();
+    let mut graph = record.finish();
+    options.dtype.apply(&mut graph, dialect)?;
 
     let report = ExportReport {
         path: path.to_path_buf(),

@@ -66,7 +66,9 @@ pub(super) struct ValueInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Element {
     F32,
+    F16,
     U8,
+    I8,
     I64,
 }
 
@@ -76,7 +78,19 @@ impl Element {
         match self {
             Self::F32 => 1,
             Self::U8 => 2,
+            Self::I8 => 3,
             Self::I64 => 7,
+            Self::F16 => 10,
+        }
+    }
+
+    /// Bytes of one.
+    pub(super) const fn bytes(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 => 1,
+            Self::F16 => 2,
+            Self::F32 => 4,
+            Self::I64 => 8,
         }
     }
 }
@@ -206,6 +220,11 @@ impl ValueInfo {
 }
 
 impl Initializer<'_> {
+    /// Bytes of its values in the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.payload.len(self.element)
+    }
+
     /// The `TensorProto` up to its data.
     pub(super) fn encode_header(&self) -> Message {
         let mut out = Message::default();

@@ -67,6 +67,7 @@ pub(super) const KEYS: &[&str] = &[
     "tool",
     "target",
     "for",
+    "dtype",
     "adapters",
     "levels",
     "strides",
@@ -106,7 +107,7 @@ pub(super) const KEYS: &[&str] = &[
 
 /// What every export of `model` says, whatever it is for.
 pub(super) fn of_model(model: &Canonical) -> Vec<(String, String)> {
-    const OF_EXPORTS: [&str; 5] = ["tool", "target", "for", "image_size", "grid"];
+    const OF_EXPORTS: [&str; 7] = ["tool", "target", "for", "dtype", "image_size", "layout", "grid"];
     let options = ExportOptions::default();
     let Ok(dialect) = Dialect::new(options.target, options.opset) else { return Vec::new() };
     let entries =
@@ -146,6 +147,7 @@ pub(super) fn entries(
         ("tool", format!("tec-zoo {}", env!("CARGO_PKG_VERSION"))),
         ("target", dialect.target.to_string()),
         ("for", options.purpose.name().to_owned()),
+        ("dtype", options.dtype.to_string()),
         ("adapters", adapters.to_owned()),
         ("levels", maps.map_or_else(String::new, |maps| json(&maps.levels))),
         ("strides", maps.map_or_else(String::new, strides)),
@@ -161,7 +163,7 @@ pub(super) fn entries(
         ("crop_pct", json(preprocessing.crop_pct)),
         ("image_size", image_size),
         ("padding", options.pad.map_or_else(String::new, json)),
-        ("layout", if options.normalize_input { "uint8 NHWC".to_owned() } else { String::new() }),
+        ("layout", if options.normalize_input { "uint8 NHWC" } else { "float32 NCHW" }.to_owned()),
         ("patch_size", json(patch)),
         ("grid", grid),
         ("native_image_size", json(vit.image_size)),

@@ -89,6 +89,11 @@ impl Dialect {
         self.target == Target::Ort
     }
 
+    /// A quantised weight's value in one node.
+    pub(super) fn dequantizes(self) -> bool {
+        self.target == Target::Ort
+    }
+
     /// ReduceMean takes its axes as an input.
     pub(super) fn reduce_axes_are_an_input(self) -> bool {
         self.opset >= 18

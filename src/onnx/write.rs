@@ -45,7 +45,7 @@ struct Place {
 impl Model<'_> {
     /// Writes `path`, and `path` + `.data` when the model would be larger than `limit` bytes.
     pub(super) fn write(&self, path: &Path, limit: u64) -> io::Result<Written> {
-        let inline: u64 = self.graph.initializers.iter().map(|initializer| initializer.payload.len()).sum();
+        let inline: u64 = self.graph.initializers.iter().map(Initializer::bytes).sum();
         let name = path.file_name().ok_or_else(|| io::Error::other("the output has no file name"))?;
         let external = inline > limit;
         let mut data_name = name.to_os_string();
@@ -84,7 +84,7 @@ impl Model<'_> {
     fn place(&self, external: bool) -> Vec<Option<Place>> {
         let mut end = 0_u64;
         let place = |initializer: &Initializer<'_>| {
-            let len = initializer.payload.len();
+            let len = initializer.bytes();
             if !external || len < EXTERNAL_MINIMUM {
                 return None;
             }
@@ -101,7 +101,7 @@ impl Model<'_> {
         for (initializer, place) in self.graph.initializers.iter().zip(places) {
             let Some(place) = place else { continue };
             io::copy(&mut io::Read::take(io::repeat(0), place.offset - at), &mut out)?;
-            initializer.payload.write(&mut out)?;
+            initializer.payload.write(initializer.element, &mut out)?;
             at = place.offset + place.len;
         }
         out.flush()
@@ -139,8 +139,8 @@ impl Model<'_> {
                     0
                 }
                 None => {
-                    tensor.announce(9, initializer.payload.len());
-                    initializer.payload.len()
+                    tensor.announce(9, initializer.bytes());
+                    initializer.bytes()
                 }
             };
             let mut message = Message::default();
@@ -169,7 +169,7 @@ impl Model<'_> {
             out.write_all(message.bytes())?;
             out.write_all(tensor.bytes())?;
             if *inline {
-                initializer.payload.write(out)?;
+                initializer.payload.write(initializer.element, out)?;
             }
         }
         out.write_all(tail.bytes())?;

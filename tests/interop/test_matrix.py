@@ -28,5 +28,6 @@ def test_every_variant_that_export_offers_has_a_row_and_none_runs_wrong(models):
     assert {row["for"] for row in rows} == purposes
     assert {row["size"] for row in rows} == {"fixed", "dynamic"}
     assert {row["adapters"] for row in rows} == {"drop", "keep"}
+    assert {row["dtype"] for row in rows} == {"f32", "f16", "int8"}
     for row in matrix["rows"]:
         assert all(cell["verdict"] != "differs" for _, cell in row["cells"]), row

@@ -4,8 +4,8 @@ use super::{Nano, agrees, file, is_tidy, runtime_options, runtimes, without_cand
 use tec_zoo::model::{Canonical, Resample, position};
 use tec_zoo::onnx::runtime::{Images, Runtime, Session};
 use tec_zoo::onnx::{
-    Adapters, CheckOptions, DimInfo, ExportError, ExportOptions, ModelInfo, Purpose, Reference, Size, Target, check,
-    export,
+    Adapters, CheckOptions, DimInfo, ExportError, ExportOptions, ModelInfo, Purpose, Reference, Size, Target,
+    Tolerance, check, export,
 };
 
 const RULES: [Resample; 3] = [Resample::Size, Resample::ScaleOffset { offset: 0.1 }, Resample::SizeAntialias];
@@ -198,8 +198,12 @@ fn a_graph_that_normalises_takes_pixels_in_every_runtime() {
         let info = is_tidy(&path);
         assert_eq!((info.inputs[0].name.as_str(), info.inputs[0].element), ("images", 2));
         assert_eq!(info.metadata["layout"], "uint8 NHWC");
-        let options =
-            CheckOptions { runtime: runtime_options(), runtimes: runtimes(), atol: 2e-5, ..Default::default() };
+        let options = CheckOptions {
+            runtime: runtime_options(),
+            runtimes: runtimes(),
+            tolerance: Some(Tolerance::MaxAbsDiff(2e-5)),
+            ..Default::default()
+        };
         let report = check(&path, Reference::Model(&model), &options).unwrap();
         assert!(report.passed() && report.ran() == runtimes().len(), "{report:#?}");
         let sizes: Vec<[usize; 2]> = report.runtimes.iter().map(|entry| entry.size).collect();
