@@ -23,7 +23,7 @@ pub struct Difference {
 }
 
 /// Fields an export decides: what a model says of them is not the last word.
-const OF_EXPORTS: [&str; 15] = [
+const OF_EXPORTS: [&str; 17] = [
     "inputs",
     "outputs",
     "target",
@@ -36,7 +36,9 @@ const OF_EXPORTS: [&str; 15] = [
     "window",
     "global_blocks",
     "image_size",
+    "layout",
     "grid",
+    "resample",
     "dtype",
     "prefix_tokens",
 ];
@@ -50,7 +52,7 @@ impl Contract {
         for (field, expected) in expectation.facts() {
             let wanted = expected.choices(depth);
             // Nothing is asked of a depth the consumer does not know.
-            if open(field) || wanted.is_empty() {
+            if open(field) || wanted.is_empty() || field == "resample" && self.is_native() {
                 continue;
             }
             let here = self.facts.get(field);
@@ -64,6 +66,12 @@ impl Contract {
             }
         }
         out
+    }
+
+    /// Whether the position table is used as it is stored, so that no rule moved it.
+    fn is_native(&self) -> bool {
+        let [size, native] = ["image_size", "native_image_size"].map(|field| self.facts.get(field));
+        size.is_some() && size == native
     }
 }
 

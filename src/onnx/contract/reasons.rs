@@ -24,6 +24,10 @@ pub(super) fn reason(field: &str) -> (&'static str, &'static str) {
             "images normalised otherwise than in training cost points silently",
             "normalise as the contract says, in the consumer's data pipeline",
         ),
+        "layout" => (
+            "pixels are normalised twice, or not at all, or rows are taken for channels",
+            "export with --normalize-input or without, and normalise in exactly one place",
+        ),
         "image_size" | "grid" => {
             ("the position table was resampled for another image", "export with --size or --dynamic")
         }
