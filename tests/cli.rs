@@ -197,10 +197,32 @@ fn a_directory_that_is_no_model_says_what_is_missing() {
 #[test]
 fn a_size_that_is_no_multiple_of_the_patch_is_refused_with_one_that_is() {
     let program = Program::new().with_model();
+    let calibrated = ["export", "mae", "--out", "x.onnx", "--calibrate", "."];
+    assert!(program.stderr(2, &calibrated).contains("--calibrate means nothing with --dtype f32"));
+    let calibrated = ["export", "mae", "--out", "x.onnx", "--dtype", "int8", "--calibrate", "mae"];
+    assert!(program.stderr(1, &calibrated).contains("names no images"));
     let stderr = program.stderr(1, &["export", "mae", "--out", "x.onnx", "--size", "100x128"]);
     assert!(stderr.contains("--size 96x128"), "{stderr}");
     assert!(program.stderr(2, &["export", "mae", "--out", "x.onnx", "--size", "0x8"]).contains("not a size"));
     assert_eq!(program.names(), ["mae"]);
+}
+
+#[test]
+fn an_export_in_eight_bits_is_calibrated_on_a_folder_past_its_broken_images() {
+    let program = Program::new().with_model();
+    let photos = program.dir().join("photos");
+    std::fs::create_dir(&photos).unwrap();
+    for (from, to) in [("0.png", "a.png"), ("1.png", "b.png")] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/images").join(from);
+        std::fs::copy(from, photos.join(to)).unwrap();
+    }
+    std::fs::write(photos.join("c.jpg"), "no image").unwrap();
+    let run = program.run(&["export", "mae", "--out", "x.onnx", "--dtype", "int8", "--calibrate", "photos"]);
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert!(stderr.contains("c.jpg"), "{stderr}");
+    assert_eq!(run.status.code(), Some(0), "{stderr}");
+    let contract = program.json(&["contract", "x.onnx", "--json"]);
+    assert_eq!((&contract["facts"]["dtype"], &contract["facts"]["calibration"]), (&"int8".into(), &"2 images".into()));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::calibrate::calibrate;
 use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
 use crate::model::Resample;
 use crate::onnx::{
@@ -97,7 +98,7 @@ pub(super) enum DtypeArg {
     F32,
     /// Products in f16; norms, softmax, activations and the residual sum stay f32
     F16,
-    /// Weights in eight bits; everything is computed in f32
+    /// Weights in eight bits; with --calibrate, what Linears take as well
     Int8,
 }
 
@@ -129,6 +130,7 @@ enum TargetArg {
   tec-zoo export mae --out detector.onnx --for vitdet --size 1024x1024
   tec-zoo export ibot --out any.onnx --dynamic --pad
   tec-zoo export ibot --out half.onnx --dtype f16
+  tec-zoo export ibot --out small.onnx --dtype int8 --calibrate photos/
   tec-zoo export mae --out camera.onnx --size 480x640 --normalize-input")]
 pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
@@ -170,6 +172,10 @@ pub(super) struct Args {
     /// What products are computed in, or weights stored in; inputs and outputs stay f32
     #[arg(long, value_enum, default_value = "f32")]
     dtype: DtypeArg,
+    /// Images to calibrate --dtype int8 with, so that what Linears take is in eight bits too: a folder, an image, a list of paths, or a
+    /// .safetensors file whose tensor `images` (B, 3, H, W) is already normalised; 256 at most are looked at
+    #[arg(long, value_name = "IMAGES")]
+    calibrate: Option<PathBuf>,
     /// Who will run it
     #[arg(long, value_enum, default_value = "portable")]
     target: TargetArg,
@@ -210,7 +216,7 @@ fn purpose(args: &Args) -> Result<Purpose, Usage> {
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let purpose = purpose(args)?;
     let model = registry::open(&args.model)?;
-    let options = ExportOptions {
+    let mut options = ExportOptions {
         target: match args.target {
             TargetArg::Portable => Target::Portable,
             TargetArg::Ort => Target::Ort,
@@ -229,6 +235,13 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         dtype: args.dtype.dtype(),
         ..ExportOptions::default()
     };
+    if let Some(images) = &args.calibrate {
+        if options.dtype != Dtype::Int8 {
+            return Err(Usage(format!("--calibrate means nothing with --dtype {}", options.dtype)).into());
+        }
+        output.say("calibrating …");
+        options.calibration = Some(calibrate(&model, &options, images, output)?);
+    }
     let written = export(&model, &args.out, &options)?;
     if !args.json {
         output.line(format_args!(

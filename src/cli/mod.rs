@@ -5,6 +5,7 @@
 
 mod bundle;
 mod cache;
+mod calibrate;
 mod check;
 mod completions;
 mod contract;

@@ -27,6 +27,9 @@ pub const HALF_COSINE: f64 = 0.9995;
 /// hundredth, which averages out over its terms and blocks: 0.9997 is seen at ViT-B.
 pub const INT8_COSINE: f64 = 0.999;
 
+/// The same where a calibration has what Linears take in eight bits too.
+pub const CALIBRATED_COSINE: f64 = 0.99;
+
 /// Part of the values that `cosine_of_bulk` looks at: the smaller ones.
 const BULK: f64 = 0.99;
 
@@ -42,11 +45,12 @@ pub enum Tolerance {
 
 impl Tolerance {
     /// What numbers of this type can hold.
-    pub fn of(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::MaxAbsDiff(DEFAULT_ATOL),
-            Dtype::F16 => Self::Cosine(HALF_COSINE),
-            Dtype::Int8 => Self::Cosine(INT8_COSINE),
+    pub fn of(dtype: Dtype, calibrated: bool) -> Self {
+        match (dtype, calibrated) {
+            (Dtype::F32, _) => Self::MaxAbsDiff(DEFAULT_ATOL),
+            (Dtype::F16, _) => Self::Cosine(HALF_COSINE),
+            (Dtype::Int8, false) => Self::Cosine(INT8_COSINE),
+            (Dtype::Int8, true) => Self::Cosine(CALIBRATED_COSINE),
         }
     }
 }
@@ -238,7 +242,8 @@ pub fn check(path: &Path, reference: Reference<'_>, options: &CheckOptions) -> R
         sessions.push((runtime, Session::open(runtime, path, &options.runtime)));
     }
     let dtype = info.metadata.get("dtype").and_then(|name| serde_json::from_value(name.as_str().into()).ok());
-    let tolerance = options.tolerance.unwrap_or_else(|| Tolerance::of(dtype.unwrap_or_default()));
+    let calibrated = info.metadata.contains_key("calibration");
+    let tolerance = options.tolerance.unwrap_or_else(|| Tolerance::of(dtype.unwrap_or_default(), calibrated));
     let mut name = "eager".to_owned();
     let mut runtimes = Vec::new();
     for input in interface.inputs(options, path)? {

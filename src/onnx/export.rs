@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::dtype::Dtype;
-use super::graph::{Extent, GRID, SIDES};
+use super::dtype::{Calibration, Dtype};
+use super::graph::{Extent, GRID, Graph, SIDES};
 use super::metadata;
-use super::purpose::{Purpose, outputs};
+use super::purpose::{MapContract, Purpose, outputs};
 use super::record::{Record, padded};
 use super::target::{Dialect, Target};
 use super::write::{MESSAGE_LIMIT, Model};
-use crate::model::{Canonical, Resample, VitConfig};
+use crate::model::{Canonical, ModelConfig, Resample, VitConfig};
 
 /// Name of the graph's input: (B, 3, H, W), normalised as the metadata says.
 pub const INPUT: &str = "pixel_values";
@@ -68,6 +68,8 @@ pub struct ExportOptions {
     pub normalize_input: bool,
     /// What products are computed in, or weights stored in.
     pub dtype: Dtype,
+    /// What Linears take, for [`Dtype::Int8`]; `None` for weights alone in eight bits.
+    pub calibration: Option<Calibration>,
     /// The model's name in the metadata; `None` for the directory's.
     pub model_id: Option<String>,
     /// Bytes of weights above which they go to `FILE.onnx.data`.
@@ -86,6 +88,7 @@ impl Default for ExportOptions {
             resample: None,
             normalize_input: false,
             dtype: Dtype::default(),
+            calibration: None,
             model_id: None,
             external_above: MESSAGE_LIMIT,
         }
@@ -254,38 +257,8 @@ pub struct ExportReport {
 /// When the options do not fit the model, or the file cannot be written.
 pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result<ExportReport, ExportError> {
     let dialect = Dialect::new(options.target, options.opset)?;
-    let mut config = model.config().clone();
-    if let Some(rule) = options.resample {
-        config.vit.position.resample = rule;
-    }
-    let (config, purpose, pad) = (&config, &options.purpose, options.pad);
-    let vit = &config.vit;
-    if let Some(multiple) = pad
-        && (multiple == 0 || multiple > MAX_SIDE || !multiple.is_multiple_of(vit.patch_size))
-    {
-        return Err(ExportError::Padding { multiple, patch: vit.patch_size });
-    }
-    let (sides, grid) = match options.size {
-        Size::Native => fixed(vit, purpose.size(vit), pad)?,
-        Size::Fixed(size) => fixed(vit, size, pad)?,
-        Size::Dynamic => (SIDES, GRID),
-    };
-    purpose.validate(config, options.adapters)?;
-    let maps = purpose.maps(config)?;
-
-    let mut record = Record::new(model, dialect);
-    let images = match options.normalize_input {
-        true => record.bytes_input(BYTES_INPUT, sides, pad, &config.preprocessing),
-        false => record.input(INPUT, sides, pad),
-    };
-    for output in outputs(config, &mut record, &images, grid, purpose, maps.as_ref(), options.adapters)? {
-        match output.grid {
-            Some(grid) => record.map_output(&output.name, &output.value, grid)?,
-            None => record.output(&output.name, &output.value)?,
-        }
-    }
-    let mut graph = record.finish();
-    options.dtype.apply(&mut graph, dialect)?;
+    let Recorded { config, sides, maps, mut graph } = recorded(model, options, dialect)?;
+    options.dtype.apply(&mut graph, dialect, options.calibration.as_ref())?;
 
     let report = ExportReport {
         path: path.to_path_buf(),
@@ -309,13 +282,60 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
         opset: dialect.opset,
         graph_name: metadata::model_id(model, options),
         description: metadata::description(model, options),
-        metadata: metadata::entries(model, config, options, dialect, sides, maps.as_ref()),
+        metadata: metadata::entries(model, &config, options, dialect, sides, maps.as_ref()),
         graph,
     };
     let written = file
         .write(path, options.external_above)
         .map_err(|source| ExportError::Write { path: path.display().to_string(), source })?;
     Ok(ExportReport { bytes: written.bytes, data: written.data, ..report })
+}
+
+/// A graph in f32, and what is said about it.
+pub(super) struct Recorded<'a> {
+    config: ModelConfig,
+    sides: [Extent; 2],
+    maps: Option<MapContract>,
+    pub(super) graph: Graph<'a>,
+}
+
+/// The forward pass that `options` ask for, as a graph.
+pub(super) fn recorded<'a>(
+    model: &'a Canonical,
+    options: &ExportOptions,
+    dialect: Dialect,
+) -> Result<Recorded<'a>, ExportError> {
+    let mut config = model.config().clone();
+    if let Some(rule) = options.resample {
+        config.vit.position.resample = rule;
+    }
+    let (purpose, pad) = (&options.purpose, options.pad);
+    let vit = &config.vit;
+    if let Some(multiple) = pad
+        && (multiple == 0 || multiple > MAX_SIDE || !multiple.is_multiple_of(vit.patch_size))
+    {
+        return Err(ExportError::Padding { multiple, patch: vit.patch_size });
+    }
+    let (sides, grid) = match options.size {
+        Size::Native => fixed(vit, purpose.size(vit), pad)?,
+        Size::Fixed(size) => fixed(vit, size, pad)?,
+        Size::Dynamic => (SIDES, GRID),
+    };
+    purpose.validate(&config, options.adapters)?;
+    let maps = purpose.maps(&config)?;
+
+    let mut record = Record::new(model, dialect);
+    let images = match options.normalize_input {
+        true => record.bytes_input(BYTES_INPUT, sides, pad, &config.preprocessing),
+        false => record.input(INPUT, sides, pad),
+    };
+    for output in outputs(&config, &mut record, &images, grid, purpose, maps.as_ref(), options.adapters)? {
+        match output.grid {
+            Some(grid) => record.map_output(&output.name, &output.value, grid)?,
+            None => record.output(&output.name, &output.value)?,
+        }
+    }
+    Ok(Recorded { config, sides, maps, graph: record.finish() })
 }
 
 /// The sides of images of one size, and their patches.

@@ -1,6 +1,7 @@
 //! What travels with an exported graph: enough to preprocess an image as the model expects, and to know where the
 //! weights come from. Plain texts and JSON arrays; no time stamps, so that equal models give equal files.
 
+use super::dtype::Dtype;
 use super::export::{Adapters, ExportOptions};
 use super::graph::Extent;
 use super::purpose::{MapContract, Purpose};
@@ -68,6 +69,7 @@ pub(super) const KEYS: &[&str] = &[
     "target",
     "for",
     "dtype",
+    "calibration",
     "adapters",
     "levels",
     "strides",
@@ -141,6 +143,7 @@ pub(super) fn entries(
         }
         _ => ("any".to_owned(), String::new()),
     };
+    let calibration = options.calibration.as_ref().filter(|_| options.dtype == Dtype::Int8);
     let entries = [
         ("model", model_id(model, options)),
         ("family", family.clone()),
@@ -148,6 +151,7 @@ pub(super) fn entries(
         ("target", dialect.target.to_string()),
         ("for", options.purpose.name().to_owned()),
         ("dtype", options.dtype.to_string()),
+        ("calibration", calibration.map_or_else(String::new, |seen| format!("{} images", seen.images()))),
         ("adapters", adapters.to_owned()),
         ("levels", maps.map_or_else(String::new, |maps| json(&maps.levels))),
         ("strides", maps.map_or_else(String::new, strides)),

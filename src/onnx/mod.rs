@@ -24,11 +24,11 @@ mod write;
 
 pub use crate::wire::WireError;
 pub use check::{
-    CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, HALF_COSINE, INT8_COSINE, OutputCheck,
-    Reference, RuntimeCheck, RuntimeVerdict, Tolerance, check, export_checked,
+    CALIBRATED_COSINE, CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, HALF_COSINE, INT8_COSINE,
+    OutputCheck, Reference, RuntimeCheck, RuntimeVerdict, Tolerance, check, export_checked,
 };
 pub use contract::{CONSUMERS, Contract, ContractError, Difference, Expectation, Subject};
-pub use dtype::Dtype;
+pub use dtype::{Calibration, CalibrationError, Calibrator, Dtype};
 pub use export::{Adapters, BYTES_INPUT, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Size, export};
 pub use graph::Extent;
 pub use purpose::{LevelNorm, MapContract, MapOptions, NeckUse, Purpose};

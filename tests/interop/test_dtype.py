@@ -73,6 +73,42 @@ def with_outliers(tmp_path_factory):
     return model, folder / "zoo"
 
 
+def test_ranges_are_those_of_pytorchs_linears(with_outliers, tmp_path):
+    model, folder = with_outliers
+    images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    safetensors.torch.save_file({"images": images}, tmp_path / "images.safetensors")
+    path = tmp_path / "model.onnx"
+    options = ["--dtype", "int8", "--calibrate", tmp_path / "images.safetensors", "--target", "ort"]
+    tec_zoo("export", folder, "--out", path, *options)
+    seen = {}
+
+    def watch(name):
+        def hook(_, inputs):
+            values = inputs[0].detach()
+            seen[name] = (min(0.0, values.min().item()), max(0.0, values.max().item()))
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    with torch.no_grad():
+        model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    found = weights(path)
+    assert len(seen) == 4 * 12
+    for name, (low, high) in seen.items():
+        scale, zero = found[f"{name}.input_scale"], found[f"{name}.input_zero_point"]
+        # Extremes of f32 passes in another order.
+        assert scale == pytest.approx((high - low) / 255, rel=1e-4), name
+        assert abs(int(zero) + low / scale) <= 0.51, name
+    onnx.checker.check_model(str(path), full_check=True)
+    assert {p.key: p.value for p in onnx.load(path).metadata_props}["calibration"] == "3 images"
+
+
 def cosine(a, b):
     a, b = (np.asarray(x, np.float64).ravel() for x in (a, b))
     return a @ b / np.sqrt((a @ a) * (b @ b))

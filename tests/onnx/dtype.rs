@@ -1,7 +1,9 @@
 //! Exports in narrower numbers: f16 products between f32 islands, and weights in eight bits.
 
 use super::*;
-use tec_zoo::onnx::{Dtype as Numbers, HALF_COSINE, INT8_COSINE};
+use tec_zoo::onnx::{
+    CALIBRATED_COSINE, Calibration, CalibrationError, Calibrator, Dtype as Numbers, HALF_COSINE, INT8_COSINE,
+};
 
 /// `TensorProto.DataType`.
 const F32: u64 = 1;
@@ -266,4 +268,82 @@ fn weights_that_cannot_be_rounded_are_named_and_nothing_is_written() {
         assert!(refused.contains("\nhint: "), "{refused}");
         assert!(!path.exists());
     }
+}
+
+/// The ranges of an export of `model`, seen on three batches.
+fn calibrated(model: &Canonical, options: &ExportOptions) -> Result<Calibration, CalibrationError> {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut calibrator = Calibrator::new(model, options, scratch.path(), &runtime_options())?;
+    for size in [[32, 24], [32, 24], [40, 56]] {
+        let size = if options.size == Size::Dynamic { size } else { [32, 24] };
+        calibrator.observe(&Images::synthetic(2, size))?;
+    }
+    calibrator.finish()
+}
+
+#[test]
+fn a_calibration_puts_what_linears_take_in_eight_bits_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(&dir, "x.onnx");
+    let plain = || Nano { adapters: false, ..Nano::default() };
+    let models = [
+        plain().write(&file(&dir, "plain")),
+        with_outliers(&file(&dir, "outliers"), plain()),
+        Nano::dinov2().write(&file(&dir, "dinov2")),
+        Nano::default().write(&file(&dir, "tec")),
+    ];
+    for model in &models {
+        let adapters = if model.config().vit.adapters.is_some() { Adapters::Keep } else { Adapters::Drop };
+        for (target, size) in [(Target::Portable, Size::Native), (Target::Ort, Size::Dynamic)] {
+            let mut options = ExportOptions { size, adapters, ..of(Numbers::Int8, target) };
+            options.calibration = Some(calibrated(model, &options).unwrap());
+            assert_eq!(options.calibration.as_ref().unwrap().images(), 6);
+            export(model, &path, &options).unwrap();
+            holds(model, &path, &without_candle(), CALIBRATED_COSINE);
+            let info = ModelInfo::open(&path).unwrap();
+            assert_eq!(info.metadata["calibration"], "6 images");
+            let count = |operator: &str| info.nodes.iter().filter(|node| node.operator == operator).count();
+            let linears = info.initializers.iter().filter(|tensor| tensor.element == I8).count();
+            assert!(linears >= 4 * 6, "{linears}");
+            assert_eq!((count("QuantizeLinear"), count("DequantizeLinear")), (linears, 2 * linears));
+        }
+    }
+}
+
+#[test]
+fn a_range_is_what_was_seen_and_holds_zero() {
+    // A first block whose norm gives its bias alone: what qkv takes is known.
+    let dir = tempfile::tempdir().unwrap();
+    let config = Nano { adapters: false, ..Nano::default() }.write(&file(&dir, "nano")).config().clone();
+    let mut seed = 1;
+    write_tensors(&file(&dir, "nano/model.safetensors"), &config.vit, |name, count| match name {
+        "blocks.0.norm1.weight" => vec![0.0; count],
+        "blocks.0.norm1.bias" => (0..count).map(|i| 0.5 + i as f32 * 0.25).collect(),
+        _ => super::noise(count, &mut seed),
+    });
+    let model = Canonical::open(&file(&dir, "nano")).unwrap();
+    let options = of(Numbers::Int8, Target::Portable);
+    let ranges = calibrated(&model, &options).unwrap();
+    assert_eq!(ranges.range("blocks.0.attn.qkv.weight"), Some([0.0, 4.25]));
+    assert!(ranges.range("blocks.5.mlp.fc2.weight").is_some_and(|[low, high]| low < 0.0 && high > 0.0));
+    // Convolutions are no Linears, and parameters that are no product's have no range.
+    assert_eq!(ranges.range("patch_embed.proj.weight"), None);
+    assert_eq!(ranges.range("norm.weight"), None);
+}
+
+#[test]
+fn a_calibration_without_images_or_numbers_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = of(Numbers::Int8, Target::Portable);
+    let model = Nano { adapters: false, ..Nano::default() }.write(&file(&dir, "nano"));
+    let calibrator = Calibrator::new(&model, &options, dir.path(), &runtime_options()).unwrap();
+    assert!(matches!(calibrator.finish(), Err(CalibrationError::NoImages)));
+    let mut calibrator = Calibrator::new(&model, &options, dir.path(), &runtime_options()).unwrap();
+    let broken = Images { shape: [1, 3, 32, 24], values: vec![f32::NAN; 3 * 32 * 24] };
+    let refused = calibrator.observe(&broken).unwrap_err();
+    assert!(matches!(refused, CalibrationError::NotFinite { .. }), "{refused}");
+    // An export that is not possible cannot be calibrated either.
+    let impossible = ExportOptions { purpose: Purpose::Levels(vec![99]), ..options };
+    let refused = Calibrator::new(&model, &impossible, dir.path(), &runtime_options()).unwrap_err();
+    assert!(matches!(refused, CalibrationError::Export(ExportError::Levels { .. })), "{refused}");
 }

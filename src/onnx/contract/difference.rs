@@ -23,7 +23,7 @@ pub struct Difference {
 }
 
 /// Fields an export decides: what a model says of them is not the last word.
-const OF_EXPORTS: [&str; 17] = [
+const OF_EXPORTS: [&str; 18] = [
     "inputs",
     "outputs",
     "target",
@@ -40,6 +40,7 @@ const OF_EXPORTS: [&str; 17] = [
     "grid",
     "resample",
     "dtype",
+    "calibration",
     "prefix_tokens",
 ];
 

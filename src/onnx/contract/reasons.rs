@@ -45,7 +45,7 @@ pub(super) fn reason(field: &str) -> (&'static str, &'static str) {
         "inputs" | "outputs" => {
             ("names, types or shapes are not those the consumer feeds and reads", "rename there, or export anew")
         }
-        "dtype" => ("numbers have another precision", "export with --dtype"),
+        "dtype" | "calibration" => ("numbers have another precision", "export with --dtype and --calibrate"),
         "adapters" => {
             ("TEC's adapters are missing, or there without being read", "export with --adapters keep or drop")
         }

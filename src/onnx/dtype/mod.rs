@@ -1,8 +1,11 @@
 //! Numbers narrower than f32 in a graph: a recorded graph is rewritten for them, so that no operation of the model has to
 //! know.
 
+mod calibration;
 mod half;
 mod int8;
+
+pub use calibration::{Calibration, CalibrationError, Calibrator};
 
 use std::collections::HashSet;
 
@@ -22,7 +25,8 @@ pub enum Dtype {
     /// Products (Linear, convolution, attention) of f16 by f16. Layer norms, softmax, activations, the residual sum and all
     /// that depends on lengths alone stay f32: there, values as large as trained ViTs have them leave f16 no digits.
     F16,
-    /// A Linear's weights in eight bits with one scale for each output channel; everything is computed in f32.
+    /// A Linear's weights in eight bits with one scale for each output channel; what it takes too, where a [`Calibration`] says
+    /// the range. The rest is f32.
     Int8,
 }
 
@@ -37,11 +41,16 @@ impl Dtype {
     }
 
     /// Rewrites `graph`, which is f32.
-    pub(super) fn apply(self, graph: &mut Graph<'_>, dialect: Dialect) -> Result<(), ExportError> {
+    pub(super) fn apply(
+        self,
+        graph: &mut Graph<'_>,
+        dialect: Dialect,
+        calibration: Option<&Calibration>,
+    ) -> Result<(), ExportError> {
         match self {
             Self::F32 => Ok(()),
             Self::F16 => half::apply(graph),
-            Self::Int8 => int8::apply(graph, dialect),
+            Self::Int8 => int8::apply(graph, dialect, calibration),
         }
     }
 }

@@ -1,0 +1,180 @@
+//! The ranges of the values that Linears take, seen on images: what a scale for eight bits is made from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Live, is_product};
+use crate::model::Canonical;
+use crate::onnx::export::{ExportError, ExportOptions, recorded};
+use crate::onnx::graph::{Attribute, Element, Graph, Node, ValueInfo};
+use crate::onnx::payload::Payload;
+use crate::onnx::runtime::{Images, Runtime, RuntimeError, RuntimeOptions, Session};
+use crate::onnx::target::{Dialect, Target};
+use crate::onnx::write::{MESSAGE_LIMIT, Model};
+
+/// Why no ranges were found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CalibrationError {
+    /// The export is not possible.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// No runtime ran the graph.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// An image gave values that have no range.
+    #[error("the values that `{weight}` takes are not finite\nhint: the images or the model are damaged")]
+    NotFinite {
+        /// The Linear's weight.
+        weight: String,
+    },
+    /// Nothing was seen.
+    #[error("there are no images to calibrate with\nhint: a folder of a few dozen that the model will meet is enough")]
+    NoImages,
+}
+
+/// Least and greatest value that each Linear of an export takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// By the name of the Linear's weight.
+    ranges: BTreeMap<String, [f32; 2]>,
+    images: usize,
+}
+
+impl Calibration {
+    /// Images it was made from.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// What the Linear of `weight` takes.
+    pub fn range(&self, weight: &str) -> Option<[f32; 2]> {
+        self.ranges.get(weight).copied()
+    }
+}
+
+/// Runs images through an export in f32, whose outputs are the extremes of what each Linear takes: two numbers each, so that
+/// no image's size matters.
+#[derive(Debug)]
+pub struct Calibrator {
+    session: Session,
+    ranges: BTreeMap<String, [f32; 2]>,
+    images: usize,
+}
+
+impl Calibrator {
+    /// For the export that `options` describe, of normalised images. Uses the folder `scratch`, and the first runtime at hand.
+    ///
+    /// # Errors
+    /// When the options do not fit the model, or no runtime runs the graph.
+    pub fn new(
+        model: &Canonical,
+        options: &ExportOptions,
+        scratch: &Path,
+        runtime: &RuntimeOptions,
+    ) -> Result<Self, CalibrationError> {
+        let options = ExportOptions {
+            target: Target::Portable,
+            opset: None,
+            normalize_input: false,
+            external_above: MESSAGE_LIMIT,
+            ..options.clone()
+        };
+        let dialect = Dialect::new(options.target, options.opset)?;
+        let mut graph = recorded(model, &options, dialect)?.graph;
+        observe_linears(&mut graph);
+        let path = scratch.join("calibration.onnx");
+        let file = Model {
+            ir_version: dialect.ir_version(),
+            opset: dialect.opset,
+            graph_name: "calibration".to_owned(),
+            description: String::new(),
+            metadata: vec![],
+            graph,
+        };
+        file.write(&path, MESSAGE_LIMIT)
+            .map_err(|source| ExportError::Write { path: path.display().to_string(), source })?;
+        let mut sessions = Runtime::ALL.into_iter().map(|one| Session::open(one, &path, runtime));
+        let (Ok(session) | Err(session)) = sessions.find(Result::is_ok).ok_or(()).map_err(|()| {
+            // The built-in one's reason says more than that another was not found.
+            Session::open(Runtime::Tract, &path, runtime)
+        });
+        Ok(Self { session: session?, ranges: BTreeMap::new(), images: 0 })
+    }
+
+    /// Widens the ranges to what these images give.
+    ///
+    /// # Errors
+    /// When the runtime fails, or a value is not finite.
+    pub fn observe(&mut self, images: &Images) -> Result<(), CalibrationError> {
+        let mut seen: BTreeMap<String, [f32; 2]> = BTreeMap::new();
+        for output in self.session.run(images)? {
+            let Some((weight, greatest)) = observed(&output.name) else { continue };
+            let extremes = seen.entry(weight.to_owned()).or_insert([f32::NAN; 2]);
+            extremes[usize::from(greatest)] = output.values.first().copied().unwrap_or(f32::NAN);
+        }
+        for (weight, [least, greatest]) in seen {
+            // Of values that are no numbers, a runtime gives as extremes what it began with: the wrong way round.
+            if !(least.is_finite() && greatest.is_finite() && least <= greatest) {
+                return Err(CalibrationError::NotFinite { weight });
+            }
+            // Zero is always among them: it has to be a step, for the zeros that padding adds.
+            let [low, high] = self.ranges.entry(weight).or_default();
+            (*low, *high) = (low.min(least), high.max(greatest));
+        }
+        self.images += images.shape[0];
+        Ok(())
+    }
+
+    /// What was seen.
+    ///
+    /// # Errors
+    /// When nothing was.
+    pub fn finish(self) -> Result<Calibration, CalibrationError> {
+        match self.images {
+            0 => Err(CalibrationError::NoImages),
+            images => Ok(Calibration { ranges: self.ranges, images }),
+        }
+    }
+}
+
+const EXTREMES: [(&str, &str); 2] = [("ReduceMin", "/least"), ("ReduceMax", "/greatest")];
+
+/// The weight an output is of, and whether it is the greatest value.
+fn observed(output: &str) -> Option<(&str, bool)> {
+    let [least, greatest] = EXTREMES.map(|(_, suffix)| output.strip_suffix(suffix));
+    greatest.map(|weight| (weight, true)).or(least.map(|weight| (weight, false)))
+}
+
+/// Replaces the outputs by the extremes of what each Linear takes.
+fn observe_linears(graph: &mut Graph<'_>) {
+    graph.outputs.clear();
+    for (weight, value) in linears(graph) {
+        for (operator, suffix) in EXTREMES {
+            let name = format!("{weight}{suffix}");
+            graph.nodes.push(Node {
+                name: format!("/{name}"),
+                operator,
+                inputs: vec![value.clone()],
+                outputs: vec![name.clone()],
+                attributes: vec![("keepdims", Attribute::Int(0))],
+            });
+            graph.outputs.push(ValueInfo { name, element: Element::F32, dims: vec![] });
+        }
+    }
+    graph.prune();
+}
+
+/// The weight of every Linear of the backbone, and the value it takes.
+pub(super) fn linears(graph: &Graph<'_>) -> Vec<(String, String)> {
+    let weights = graph.initializers.iter().filter(|tensor| matches!(tensor.payload, Payload::Transposed(_)));
+    let weights: std::collections::HashSet<&str> = weights.map(|tensor| tensor.name.as_str()).collect();
+    let mut live = Live::of_inputs(graph);
+    let products = graph.nodes.iter().filter(|node| live.follow(node) && is_product(node));
+    products
+        .filter_map(|node| match node.inputs.as_slice() {
+            [value, weight, ..] if weights.contains(weight.as_str()) => Some((weight.clone(), value.clone())),
+            _ => None,
+        })
+        .collect()
+}
