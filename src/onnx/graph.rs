@@ -69,6 +69,7 @@ pub(super) enum Element {
     F16,
     U8,
     I8,
+    I32,
     I64,
 }
 
@@ -79,6 +80,7 @@ impl Element {
             Self::F32 => 1,
             Self::U8 => 2,
             Self::I8 => 3,
+            Self::I32 => 6,
             Self::I64 => 7,
             Self::F16 => 10,
         }
@@ -89,7 +91,7 @@ impl Element {
         match self {
             Self::U8 | Self::I8 => 1,
             Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F32 | Self::I32 => 4,
             Self::I64 => 8,
         }
     }

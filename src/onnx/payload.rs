@@ -42,14 +42,9 @@ fn width(dtype: Dtype) -> usize {
     dtype.bitsize() / 8
 }
 
-/// The values of a parameter as f32.
-fn values(view: TensorView<'_>) -> impl Iterator<Item = f32> {
-    view.bytes.chunks_exact(width(view.dtype)).map(move |bytes| element(view.dtype, bytes))
-}
-
 /// All values of a parameter as f32.
 pub(super) fn to_f32(view: TensorView<'_>) -> Vec<f32> {
-    values(view).collect()
+    view.bytes.chunks_exact(width(view.dtype)).map(|bytes| element(view.dtype, bytes)).collect()
 }
 
 /// How a value is written.
@@ -91,8 +86,7 @@ impl Number for Step<'_> {
     const BYTES: usize = 1;
 
     fn put(&self, value: f32, channel: usize, to: &mut [u8]) {
-        // A channel of zeros has no scale.
-        let steps = if self.scales[channel] > 0.0 { (value / self.scales[channel]).round_ties_even() } else { 0.0 };
+        let steps = (value / self.scales[channel]).round_ties_even();
         to[0] = (steps.clamp(-127.0, 127.0) as i8 as u8).wrapping_add(self.zero);
     }
 }
@@ -108,14 +102,19 @@ impl Payload<'_> {
         Self::Own(values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
-    /// The largest magnitude of its values; those of the exporter's own are f32.
+    /// All its values, in the order they are stored in; those of the exporter's own are f32.
+    pub(super) fn values(&self) -> Vec<f32> {
+        match self {
+            Self::Own(bytes) => bytes.chunks_exact(4).map(|bytes| element(Dtype::F32, bytes)).collect(),
+            Self::Stored(view) | Self::Transposed(view) | Self::Quantized(view, _) => to_f32(*view),
+        }
+    }
+
+    /// The largest magnitude of its values.
     pub(super) fn largest(&self) -> f32 {
         // `f32::max` prefers what is a number: one that is not must not get lost.
         let larger = |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b.abs()) };
-        match self {
-            Self::Own(bytes) => bytes.chunks_exact(4).map(|bytes| element(Dtype::F32, bytes)).fold(0.0, larger),
-            Self::Stored(view) | Self::Transposed(view) | Self::Quantized(view, _) => values(*view).fold(0.0, larger),
-        }
+        self.values().into_iter().fold(0.0, larger)
     }
 
     /// The exporter's own f32 as f16; parameters are written in any type.

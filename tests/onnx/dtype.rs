@@ -9,6 +9,7 @@ use tec_zoo::onnx::{
 const F32: u64 = 1;
 const U8: u64 = 2;
 const I8: u64 = 3;
+const I32: u64 = 6;
 const F16: u64 = 10;
 
 /// A model whose blocks write values a thousand times as large as the rest into single channels, everywhere and for single
@@ -202,7 +203,8 @@ fn eight_bits_hold_weights_and_scales_and_nothing_else() {
         for tensor in &info.initializers {
             let linear =
                 tensor.name.starts_with("blocks") && tensor.name.ends_with(".weight") && tensor.dims.len() == 2;
-            assert_eq!(tensor.element == element, linear, "{tensor:?}");
+            let rounded = tensor.element == element && !tensor.name.ends_with("_zero_point");
+            assert_eq!(rounded, linear, "{tensor:?}");
             if linear {
                 linears += 1;
                 assert_eq!(tensor.bytes, tensor.dims.iter().product::<u64>());
@@ -303,9 +305,12 @@ fn a_calibration_puts_what_linears_take_in_eight_bits_too() {
             let info = ModelInfo::open(&path).unwrap();
             assert_eq!(info.metadata["calibration"], "6 images");
             let count = |operator: &str| info.nodes.iter().filter(|node| node.operator == operator).count();
-            let linears = info.initializers.iter().filter(|tensor| tensor.element == I8).count();
+            let of = |element: u64| info.initializers.iter().filter(|tensor| tensor.element == element).count();
+            let linears = info.nodes.iter().filter(|node| node.operator == "QuantizeLinear").count();
             assert!(linears >= 4 * 6, "{linears}");
-            assert_eq!((count("QuantizeLinear"), count("DequantizeLinear")), (linears, 2 * linears));
+            // Weights and their zero points, biases, and what is taken.
+            assert_eq!((of(I8), of(I32), of(U8)), (2 * linears, linears, linears));
+            assert_eq!(count("DequantizeLinear"), 3 * linears);
         }
     }
 }
@@ -346,4 +351,30 @@ fn a_calibration_without_images_or_numbers_is_an_error() {
     let impossible = ExportOptions { purpose: Purpose::Levels(vec![99]), ..options };
     let refused = Calibrator::new(&model, &impossible, dir.path(), &runtime_options()).unwrap_err();
     assert!(matches!(refused, CalibrationError::Export(ExportError::Levels { .. })), "{refused}");
+}
+
+#[test]
+fn a_bias_far_beyond_its_weights_is_kept() {
+    // In steps of a weight of 1e-12 a bias of 5 would not fit in 32 bits.
+    let dir = tempfile::tempdir().unwrap();
+    let config = Nano { adapters: false, ..Nano::default() }.write(&file(&dir, "nano")).config().clone();
+    let mut seed = 1;
+    write_tensors(&file(&dir, "nano/model.safetensors"), &config.vit, |name, count| {
+        let mut values = super::noise(count, &mut seed);
+        match name {
+            "blocks.1.mlp.fc2.weight" => values.iter_mut().take(count / 16).for_each(|value| *value *= 1e-12),
+            "blocks.1.mlp.fc2.bias" => values[0] = 5.0,
+            "blocks.2.attn.proj.weight" => values.iter_mut().take(count / 16).for_each(|value| *value = 0.0),
+            _ => {}
+        }
+        values
+    });
+    let model = Canonical::open(&file(&dir, "nano")).unwrap();
+    for target in [Target::Portable, Target::Ort] {
+        let mut options = of(Numbers::Int8, target);
+        options.calibration = Some(calibrated(&model, &options).unwrap());
+        let path = file(&dir, "x.onnx");
+        export(&model, &path, &options).unwrap();
+        assert!(holds(&model, &path, &without_candle(), CALIBRATED_COSINE) > 0.999);
+    }
 }

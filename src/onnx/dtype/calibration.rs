@@ -1,6 +1,6 @@
 //! The ranges of the values that Linears take, seen on images: what a scale for eight bits is made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use super::{Live, is_product};
@@ -149,7 +149,7 @@ fn observed(output: &str) -> Option<(&str, bool)> {
 /// Replaces the outputs by the extremes of what each Linear takes.
 fn observe_linears(graph: &mut Graph<'_>) {
     graph.outputs.clear();
-    for (weight, value) in linears(graph) {
+    for Linear { weight, value, .. } in linears(graph) {
         for (operator, suffix) in EXTREMES {
             let name = format!("{weight}{suffix}");
             graph.nodes.push(Node {
@@ -165,15 +165,45 @@ fn observe_linears(graph: &mut Graph<'_>) {
     graph.prune();
 }
 
-/// The weight of every Linear of the backbone, and the value it takes.
-pub(super) fn linears(graph: &Graph<'_>) -> Vec<(String, String)> {
+/// A product of tokens with a stored matrix.
+pub(super) struct Linear {
+    /// Name of the weight, written (in, out).
+    pub(super) weight: String,
+    /// Name of the bias, where it has one that nothing else uses.
+    pub(super) bias: Option<String>,
+    /// What is multiplied.
+    pub(super) value: String,
+}
+
+/// Every Linear of the backbone, in execution order.
+pub(super) fn linears(graph: &Graph<'_>) -> Vec<Linear> {
     let weights = graph.initializers.iter().filter(|tensor| matches!(tensor.payload, Payload::Transposed(_)));
-    let weights: std::collections::HashSet<&str> = weights.map(|tensor| tensor.name.as_str()).collect();
+    let weights: HashSet<&str> = weights.map(|tensor| tensor.name.as_str()).collect();
+    let vectors = graph.initializers.iter().filter(|tensor| tensor.dims.len() == 1);
+    let vectors: HashSet<&str> = vectors.map(|tensor| tensor.name.as_str()).collect();
+    let mut readers: HashMap<&str, Vec<&Node>> = HashMap::new();
+    for node in &graph.nodes {
+        for input in &node.inputs {
+            readers.entry(input).or_default().push(node);
+        }
+    }
+    // One of a Gemm's own inputs, or of the Add that alone reads the product.
+    let bias = |node: &Node| {
+        let add = match readers.get(node.outputs.first()?.as_str())?.as_slice() {
+            [add] if add.operator == "Add" => Some(*add),
+            _ => None,
+        };
+        let of_add = || add.and_then(|add| add.inputs.iter().find(|input| vectors.contains(input.as_str())));
+        let bias = node.inputs.get(2).or_else(of_add)?;
+        (readers.get(bias.as_str())?.len() == 1).then(|| bias.clone())
+    };
     let mut live = Live::of_inputs(graph);
     let products = graph.nodes.iter().filter(|node| live.follow(node) && is_product(node));
     products
         .filter_map(|node| match node.inputs.as_slice() {
-            [value, weight, ..] if weights.contains(weight.as_str()) => Some((weight.clone(), value.clone())),
+            [value, weight, ..] if weights.contains(weight.as_str()) => {
+                Some(Linear { weight: weight.clone(), bias: bias(node), value: value.clone() })
+            }
             _ => None,
         })
         .collect()
