@@ -1,4 +1,4 @@
-"""Our `--for upernet` and `--for vitdet` of a ViT-B beside torch.onnx's export of the same PyTorch module, after onnxslim.
+"""Our `--for upernet` and `--for vitdet` of a ViT-B, for one size and for any, beside torch.onnx's export of the same PyTorch module, after onnxslim.
 
     TEC_ZOO_BIN=target/release/tec-zoo python benches/peers/maps.py [--rounds N] [--threads 2] [--only upernet,vitdet]
 
@@ -69,13 +69,15 @@ def compare(purpose, options, folder):
         torch.onnx.export(module, sample, folder / "raw.onnx", dynamo=False, opset_version=17, input_names=["pixel_values"])
     onnx.save(onnxslim.slim(onnx.load(folder / "raw.onnx")), paths[PEER])
     del module
-    for target in ["ort", "portable"]:
-        paths[f"tec-zoo {target}"] = folder / f"{target}.onnx"
-        subprocess.run(
-            [binary, "export", directory, "--for", purpose, "--size", f"{size}x{size}", "--target", target, "--no-check", "--quiet"]
-            + ["--out", paths[f"tec-zoo {target}"]],
-            **quiet,
-        )
+    fixed = ["--size", f"{size}x{size}"]
+    for name, flags in {
+        "ort": ["--target", "ort", *fixed],
+        "portable": fixed,
+        "ort dynamic": ["--target", "ort", "--dynamic"],
+    }.items():
+        path = paths[f"tec-zoo {name}"] = folder / f"{name.replace(' ', '-')}.onnx"
+        export = [binary, "export", directory, "--for", purpose, "--out", path, "--no-check", "--quiet", *flags]
+        subprocess.run(export, **quiet)
     print(f"\n{purpose} at {size} × {size}, batch 1, {options.threads} threads")
     print("nodes      ", {name: len(onnx.load(path).graph.node) for name, path in paths.items()})
     peaks = {}

@@ -8,7 +8,8 @@
 Needs tests/interop/requirements.txt. PyTorch gets what it has: scaled_dot_product_attention wherever the attention map
 is not needed, the frozen base without gradients and with only the logits the method reads, fused AdamW, and torch.compile
 of the whole step beside the eager one; bf16 is autocast with f32 weights. Everything takes turns, step by step, so that a
-machine that slows down slows all of them, and what is compared is the median of the rounds' ratios. `--check` runs
+machine that slows down slows all of them, and what is compared is the median of the rounds' ratios. One large product in PyTorch takes turns
+too: a step's products at its rate would be the limit. `--check` runs
 PyTorch's side on the reference data and compares its losses, so that what is timed is the method.
 """
 
@@ -284,6 +285,32 @@ def peer(model, batch, precision, device, compiled):
     return step
 
 
+def product(precision, device):
+    """One large product, for what the processor can do: seconds a floating-point operation."""
+    side = 2048 if device == "cpu" else 8192
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def run():
+        start = time.perf_counter()
+        torch.mm(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / (2 * side**3)
+
+    return run
+
+
+def operations(model, device):
+    """Floating-point operations of the products of a step, for one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step = peer(model, 1, "f32", device, False)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
 def peak(pid):
     """MiB of a process's largest resident set."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
@@ -314,6 +341,7 @@ def compare(model, batch, precision, options):
         runners["tec-zoo"] = Ours(model, batch, precision, options.device, options.threads).step
     runners["PyTorch eager"] = peer(model, batch, precision, options.device, False)
     runners["PyTorch compiled"] = peer(model, batch, precision, options.device, True)
+    runners["one product"] = product(precision, options.device)
     for runner in runners.values():
         for _ in range(3):
             runner()
@@ -324,6 +352,8 @@ def compare(model, batch, precision, options):
             time.sleep(0.3 if options.device == "cpu" else 0.0)
             seconds[name].append(runners[name]())
     print(f"\nViT-{model.upper()}, batch {batch}, {precision}, {options.device}")
+    rate, work = 1 / statistics.median(seconds.pop("one product")), operations(model, options.device)
+    print(f"  a large product: {rate / 1e9:.0f} GFLOP/s; products of a step: {work / 1e9:.1f} GFLOP an image; limit {rate / work:.2f} images/s")
     for name, values in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(seconds["PyTorch compiled"], values, strict=True))
         best, median = batch / min(values), batch / statistics.median(values)

@@ -24,7 +24,7 @@ pub enum RunError {
     #[error(transparent)]
     Step(#[from] StepError),
     /// Reading or writing the run's own files.
-    #[error("cannot {action} `{path}`: {source}")]
+    #[error("cannot {action} `{path}`: {source}{}", after(source))]
     Io {
         /// `read` or `write`.
         action: &'static str,
@@ -146,6 +146,17 @@ pub enum RunError {
         /// Batch, weights and moments.
         dump: PathBuf,
     },
+}
+
+/// What to do about a disk without room.
+fn after(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match source.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            "\nhint: make room, then go on with --resume: the checkpoints are whole"
+        }
+        _ => "",
+    }
 }
 
 fn lines(differences: &[Difference]) -> String {
