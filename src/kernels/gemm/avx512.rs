@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{Isa, Panel, ROW_STRIDE};
+use super::isa::{Asks, Isa, Panel, ROW_STRIDE, pace};
 use crate::kernels::simd::{Avx512, Lane};
 
 impl Isa for Avx512 {
@@ -11,14 +11,21 @@ impl Isa for Avx512 {
     const COLUMN_STRIDE: usize = 16;
 
     #[inline(always)]
-    unsafe fn tile(panel: Panel, rows: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32, add: bool) {
+    unsafe fn tile(
+        panel: Panel,
+        (rows, depth): (usize, usize),
+        operands: (*const f32, *const f32),
+        out: *mut f32,
+        add: bool,
+        asks: &Asks,
+    ) {
         macro_rules! tiles {
             ($($n:literal)*) => {
                 match (panel, rows) {
                     // SAFETY: the caller's, and AVX-512 is there: `Isa`'s functions are called in its code only.
-                    $((Panel::Rows, $n) => unsafe { tile::<$n, ROW_STRIDE, 1>(depth, a, b, out, add) },)*
+                    $((Panel::Rows, $n) => unsafe { tile::<$n, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Columns, $n) => unsafe { tile::<$n, 1, 16>(depth, a, b, out, add) },)*
+                    $((Panel::Columns, $n) => unsafe { tile::<$n, 1, 16>(depth, operands, out, add, asks) },)*
                     _ => debug_assert!(false, "{rows} rows"),
                 }
             };
@@ -44,23 +51,29 @@ impl Isa for Avx512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 unsafe fn tile<const N: usize, const ROW: usize, const STEP: usize>(
     depth: usize,
-    mut a: *const f32,
-    mut b: *const f32,
+    (mut a, mut b): (*const f32, *const f32),
     out: *mut f32,
     add: bool,
+    asks: &Asks,
 ) {
     let mut sums = [[_mm512_setzero_ps(); 2]; N];
     // SAFETY: every offset lies inside the panels the caller promises.
     unsafe {
-        for _ in 0..depth {
-            let columns = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let value = _mm512_set1_ps(*a.add(i * ROW));
-                sum[0] = _mm512_fmadd_ps(value, columns[0], sum[0]);
-                sum[1] = _mm512_fmadd_ps(value, columns[1], sum[1]);
+        let pace = pace(depth, N);
+        for index in 0..=N {
+            if index < N {
+                asks.ask::<Avx512>(index);
             }
-            a = a.add(STEP);
-            b = b.add(32);
+            for _ in 0..if index < N { pace } else { depth - N * pace } {
+                let columns = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_ps(*a.add(i * ROW));
+                    sum[0] = _mm512_fmadd_ps(value, columns[0], sum[0]);
+                    sum[1] = _mm512_fmadd_ps(value, columns[1], sum[1]);
+                }
+                a = a.add(STEP);
+                b = b.add(32);
+            }
         }
         for (i, sum) in sums.iter_mut().enumerate() {
             for (half, sum) in sum.iter_mut().enumerate() {

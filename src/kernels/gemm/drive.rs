@@ -6,8 +6,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::finish::Finish;
-use super::isa::{DEPTH, Isa, Panel, ROW_STRIDE};
-use super::pack::{View, ask_for_rows, pack_b, pack_columns, pack_rows};
+use super::isa::{Ask, Asks, DEPTH, Isa, Panel, ROW_STRIDE};
+use super::pack::{View, pack_b, pack_columns, pack_rows};
 use super::serial::{Scratch, with_scratch};
 use crate::kernels::simd::{Kind, Task, dispatch_on};
 
@@ -126,6 +126,18 @@ impl Operand {
         if row == 1 && column != 1 { Panel::Columns } else { Panel::Rows }
     }
 
+    /// From (row, column) on, down the rows or along one of them.
+    #[inline(always)]
+    fn ask(&self, row: usize, column: usize, down: bool) -> Option<Ask> {
+        match (self, down) {
+            (Self::F32(view), true) => Some(view.ask_down(row, column)),
+            (Self::F32(view), false) => Some(view.ask_along(row, column)),
+            (Self::Bf16(view), true) => Some(view.ask_down(row, column)),
+            (Self::Bf16(view), false) => Some(view.ask_along(row, column)),
+            (Self::Packed(_), _) => None,
+        }
+    }
+
     /// Whether a B has to be transposed as it is packed.
     fn is_turned_to_pack(&self) -> bool {
         match self {
@@ -208,6 +220,7 @@ impl Share<'_, '_> {
         // Sums wait here between blocks of the inner dimension; with a single block, one tile is enough.
         let sums = scratch.sums.of(if blocks > 1 { rows.len() * columns.len() * tile } else { tile });
         for block in 0..blocks {
+            let next = if block + 1 < blocks { span(k, block + 1) } else { k..k };
             let span = span(k, block);
             let depth = span.len();
             // SAFETY: the panels are inside B, and inside their buffer.
@@ -232,8 +245,11 @@ impl Share<'_, '_> {
                     }
                 }
             }
+            // Tiles of this block so far: each asks for a row of what is packed for the next.
+            let mut row = next.start;
             for i in rows.clone() {
-                let next = if i + 1 < rows.end { taken(i + 1) } else { 0..0 };
+                let below =
+                    if i + 1 < rows.end { (taken(i + 1).start, span.start) } else { (start(rows.start), next.start) };
                 let (taken, a) = match panel {
                     Panel::Rows => (taken(i), a),
                     Panel::Columns => (taken(i), a.wrapping_add((i - rows.start) * I::COLUMN_STRIDE * depth)),
@@ -242,14 +258,8 @@ impl Share<'_, '_> {
                     // SAFETY: the panel is inside A, and inside its buffer.
                     unsafe {
                         match job.a {
-                            Operand::F32(view) => {
-                                pack_rows::<I, f32>(view, taken.clone(), span.clone(), a);
-                                ask_for_rows::<I, f32>(view, next, span.clone());
-                            }
-                            Operand::Bf16(view) => {
-                                pack_rows::<I, bf16>(view, taken.clone(), span.clone(), a);
-                                ask_for_rows::<I, bf16>(view, next, span.clone());
-                            }
+                            Operand::F32(view) => pack_rows::<I, f32>(view, taken.clone(), span.clone(), a),
+                            Operand::Bf16(view) => pack_rows::<I, bf16>(view, taken.clone(), span.clone(), a),
                             Operand::Packed(_) => {}
                         }
                     }
@@ -261,13 +271,30 @@ impl Share<'_, '_> {
                     };
                     let at = if blocks > 1 { (i - rows.start) * columns.len() + j - columns.start } else { 0 };
                     let cols = I::COLS.min(n - j * I::COLS);
+                    let sums = sums.wrapping_add(at * tile);
+                    let mut asks = Asks::nothing(sums);
+                    let a_next = match panel {
+                        Panel::Rows => {
+                            let column = below.1 + (j - columns.start) * depth / columns.len();
+                            job.a.ask(below.0, column, true)
+                        }
+                        Panel::Columns if row < next.end => job.a.ask(start(rows.start), row, false),
+                        Panel::Columns => None,
+                    };
+                    let b_next = match row < next.end {
+                        true => job.b.ask(row, columns.start * I::COLS, false),
+                        false => None,
+                    };
+                    for (slot, ask) in asks.read.iter_mut().zip([a_next, b_next]) {
+                        *slot = ask.unwrap_or(*slot);
+                    }
+                    row += 1;
+                    if block + 1 == blocks {
+                        job.finish.ask(taken.start, j * I::COLS, &mut asks);
+                    }
                     // SAFETY: packed panels and the tile of sums are inside their buffers, and the tile of C inside C.
                     unsafe {
-                        let sums = sums.add(at * tile);
-                        if block + 1 == blocks {
-                            job.finish.prefetch::<I>((taken.start, taken.len()), (j * I::COLS, cols));
-                        }
-                        I::tile(panel, taken.len(), depth, a, b, sums, block > 0);
+                        I::tile(panel, (taken.len(), depth), (a, b), sums, block > 0, &asks);
                         if block + 1 == blocks {
                             job.finish.tile::<I>(sums, (taken.start, taken.len()), (j * I::COLS, cols));
                         }

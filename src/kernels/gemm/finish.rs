@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::isa::Isa;
+use super::isa::{Ask, Asks, Isa};
 use crate::kernels::normal;
 use crate::kernels::simd::{Lane, Simd};
 
@@ -70,41 +70,28 @@ impl Rows {
         }
     }
 
-    /// Asks for the lines of a tile, which would otherwise be waited for one after the other once it is done.
-    #[inline(always)]
-    unsafe fn prefetch<S: Simd, const WRITE: bool>(self, (row, rows): (usize, usize), (column, cols): (usize, usize)) {
+    /// Its rows from (row, column) on.
+    fn ask(self, row: usize, column: usize) -> Ask {
         let (at, size) = match self.at {
             Pointer::F32(at) => (at.cast::<u8>(), 4),
             Pointer::Bf16(at) => (at.cast::<u8>(), 2),
         };
-        for row in row..row + rows {
-            let line = at.wrapping_add((row * self.stride + column) * size);
-            for line in [line, line.wrapping_add(64)].into_iter().take((cols * size).div_ceil(64)) {
-                // SAFETY: a prefetch never faults.
-                unsafe { if WRITE { S::prefetch_to_write(line) } else { S::prefetch(line) } };
-            }
-        }
+        Ask { at: at.wrapping_add((row * self.stride + column) * size), step: self.stride * size }
     }
 }
 
 impl Finish<'_> {
-    /// Gets the memory of a tile ready while its sums are computed.
-    ///
-    /// # Safety
-    /// [`Simd`]'s.
+    /// Has `asks` ask for the memory of the tile from (row, column) on.
     #[inline(always)]
-    pub(super) unsafe fn prefetch<I: Isa>(&self, rows: (usize, usize), columns: (usize, usize)) {
-        // SAFETY: the caller's.
-        unsafe {
-            self.c.prefetch::<I, true>(rows, columns);
-            if let Some(residual) = self.residual {
-                residual.prefetch::<I, false>(rows, columns);
-            }
-            match self.activation {
-                Activation::Gelu { keep: Some(keep) } => keep.prefetch::<I, true>(rows, columns),
-                Activation::GeluGradient { of } => of.prefetch::<I, false>(rows, columns),
-                Activation::None | Activation::Gelu { keep: None } => {}
-            }
+    pub(super) fn ask(&self, row: usize, column: usize, asks: &mut Asks) {
+        asks.write[0] = self.c.ask(row, column);
+        if let Some(residual) = self.residual {
+            asks.read[2] = residual.ask(row, column);
+        }
+        match self.activation {
+            Activation::Gelu { keep: Some(keep) } => asks.write[1] = keep.ask(row, column),
+            Activation::GeluGradient { of } => asks.read[2] = of.ask(row, column),
+            Activation::None | Activation::Gelu { keep: None } => {}
         }
     }
 

@@ -20,6 +20,53 @@ pub(in crate::kernels) enum Panel {
     Columns,
 }
 
+/// Memory that will be needed: two lines at `at`, and at every `step` bytes from there.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Ask {
+    pub(super) at: *const u8,
+    pub(super) step: usize,
+}
+
+/// What is asked for while a tile is computed, a step of each for every row of the tile. Asked for all at once, it would
+/// keep the tile's own operands waiting.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Asks {
+    pub(super) read: [Ask; 3],
+    pub(super) write: [Ask; 2],
+}
+
+impl Asks {
+    /// Nothing but `at`, which is at hand.
+    pub(super) fn nothing(at: *const f32) -> Self {
+        let ask = Ask { at: at.cast(), step: 0 };
+        Self { read: [ask; 3], write: [ask; 2] }
+    }
+
+    /// Asks for step `index` of everything.
+    ///
+    /// # Safety
+    /// [`Simd`]'s.
+    #[inline(always)]
+    pub(super) unsafe fn ask<S: Simd>(&self, index: usize) {
+        for (asks, write) in [(&self.read[..], false), (&self.write[..], true)] {
+            for ask in asks {
+                let line = ask.at.wrapping_add(index * ask.step);
+                for line in [line, line.wrapping_add(64)] {
+                    // SAFETY: a prefetch never faults.
+                    unsafe { if write { S::prefetch_to_write(line) } else { S::prefetch(line) } };
+                }
+            }
+        }
+    }
+}
+
+/// How many products there are between two of `rows` steps of [`Asks`], so that the last is asked for a while before a
+/// tile is done.
+#[inline(always)]
+pub(super) fn pace(depth: usize, rows: usize) -> usize {
+    depth / (rows + rows / 4 + 1)
+}
+
 /// One instruction set's inner loop.
 pub(in crate::kernels) trait Isa: Simd {
     /// Most rows of a tile; at most `LANES`.
@@ -30,11 +77,18 @@ pub(in crate::kernels) trait Isa: Simd {
     const COLUMN_STRIDE: usize;
 
     /// `out = a·b`, or `out += a·b` with `add`: `a` is a packed panel of `rows` rows, `b` is (depth, COLS), `out`
-    /// (rows, COLS).
+    /// (rows, COLS). Meanwhile it asks for `asks`.
     ///
     /// # Safety
     /// `1 ≤ rows ≤ ROWS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
-    unsafe fn tile(panel: Panel, rows: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32, add: bool);
+    unsafe fn tile(
+        panel: Panel,
+        shape: (usize, usize),
+        operands: (*const f32, *const f32),
+        out: *mut f32,
+        add: bool,
+        asks: &Asks,
+    );
 
     /// `to[i · to_stride + j] = from[j · from_stride + i]` for i < `counts.0` and j < `counts.1`, zero for the other j < 16.
     ///

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::isa::{Isa, ROW_STRIDE};
+use super::isa::{Ask, Isa, ROW_STRIDE};
 use crate::kernels::simd::{Lane, vectors};
 
 /// Lines of an operand, apart by more than a processor guesses, that are asked for before they are packed.
@@ -22,6 +22,19 @@ impl<T> View<T> {
     unsafe fn pointer(self, row: usize, column: usize) -> *const T {
         // SAFETY: the caller's.
         unsafe { self.at.add(row * self.strides.0 + column * self.strides.1) }
+    }
+
+    /// From (row, column) on, along the rows.
+    #[inline(always)]
+    pub(super) fn ask_down(self, row: usize, column: usize) -> Ask {
+        let at = self.at.wrapping_add(row * self.strides.0 + column * self.strides.1);
+        Ask { at: at.cast(), step: self.strides.0 * size_of::<T>() }
+    }
+
+    /// From (row, column) on, two lines after two.
+    #[inline(always)]
+    pub(super) fn ask_along(self, row: usize, column: usize) -> Ask {
+        Ask { step: 128, ..self.ask_down(row, column) }
     }
 }
 
@@ -43,23 +56,6 @@ pub(super) unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, 
                 for d in 0..span.len() {
                     *to.add(d) = (*from.add(d * a.strides.1)).widen();
                 }
-            }
-        }
-    }
-}
-
-/// Asks for the lines [`pack_rows`] will read.
-///
-/// # Safety
-/// The instructions are there.
-#[inline(always)]
-pub(super) unsafe fn ask_for_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, span: Range<usize>) {
-    if a.strides.1 == 1 {
-        for row in rows {
-            let from = a.at.wrapping_add(row * a.strides.0 + span.start);
-            for d in (0..span.len()).step_by(64 / size_of::<T>()) {
-                // SAFETY: a prefetch never faults.
-                unsafe { I::prefetch(from.wrapping_add(d).cast()) };
             }
         }
     }

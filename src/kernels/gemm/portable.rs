@@ -1,6 +1,6 @@
 //! Any processor: 4 × 16 tiles in plain Rust, which compilers turn into whatever vectors there are.
 
-use super::isa::{Isa, Panel, ROW_STRIDE};
+use super::isa::{Asks, Isa, Panel, ROW_STRIDE};
 use crate::kernels::simd::{Portable, Simd};
 
 impl Isa for Portable {
@@ -9,7 +9,14 @@ impl Isa for Portable {
     const COLUMN_STRIDE: usize = 4;
 
     #[inline(always)]
-    unsafe fn tile(panel: Panel, rows: usize, depth: usize, a: *const f32, b: *const f32, out: *mut f32, add: bool) {
+    unsafe fn tile(
+        panel: Panel,
+        (rows, depth): (usize, usize),
+        (a, b): (*const f32, *const f32),
+        out: *mut f32,
+        add: bool,
+        _asks: &Asks,
+    ) {
         let (row, step) = match panel {
             Panel::Rows => (ROW_STRIDE, 1),
             Panel::Columns => (1, Self::COLUMN_STRIDE),
