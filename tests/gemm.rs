@@ -80,7 +80,7 @@ fn bound(k: usize, size: f64) -> f64 {
     (chain.sqrt() * 4.0 + 4.0) * f64::from(f32::EPSILON) / 2.0 * size + 1e-30
 }
 
-const SHAPES: [(usize, usize, usize); 20] = [
+const SHAPES: [(usize, usize, usize); 24] = [
     (0, 3, 4),
     (3, 0, 4),
     (3, 4, 0),
@@ -95,6 +95,10 @@ const SHAPES: [(usize, usize, usize); 20] = [
     (97, 130, 65),
     (64, 48, 512),
     (40, 100, 513),
+    (14, 32, 384),
+    (15, 33, 385),
+    (30, 16, 800),
+    (1040, 40, 400),
     (3, 400, 31),
     (300, 5, 47),
     (200, 197, 64),
@@ -159,17 +163,19 @@ fn bf16_is_written_to_nearest_even_and_keeps_what_is_not_finite() {
 #[test]
 fn a_sum_does_not_depend_on_the_number_of_threads() {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    for (m, n, k) in [(400, 384, 1536), (1536, 384, 400), (197, 1152, 384), (33, 2048, 300)] {
-        let (a, b) = (values(5, m * k), values(6, k * n));
-        let run = |threads| {
-            let mut c = vec![0f32; m * n];
-            let product = Product::new(Mat::new(&a, m, k), Mat::new(&b, n, k).t(), MatMut::new(&mut c, m, n));
-            pool(threads).install(|| product.run()).unwrap();
-            c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
-        let one = run(1);
-        for threads in [2, 3, 7] {
-            assert!(one == run(threads), "{threads} threads, {m}×{n}×{k}");
+    for (m, n, k) in [(400, 384, 1536), (1536, 384, 400), (197, 1152, 384), (33, 2048, 300), (1040, 100, 700)] {
+        for (a_lies, b_lies) in Lies::EVERY.into_iter().flat_map(|a| Lies::EVERY.map(|b| (a, b))) {
+            let (a, b) = (values(5, a_lies.len(m, k)), values(6, b_lies.len(k, n)));
+            let run = |threads| {
+                let mut c = vec![0f32; m * n];
+                let product = Product::new(a_lies.mat(&a, m, k), b_lies.mat(&b, k, n), MatMut::new(&mut c, m, n));
+                pool(threads).install(|| product.run()).unwrap();
+                c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let one = run(1);
+            for threads in [2, 3, 7] {
+                assert!(one == run(threads), "{threads} threads, {m}×{n}×{k}");
+            }
         }
     }
 }

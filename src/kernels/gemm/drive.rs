@@ -1,13 +1,14 @@
 //! The product in blocks: what is packed when, and which thread computes what.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::finish::Finish;
 use super::isa::{Ask, Asks, DEPTH, Isa, Panel, ROW_STRIDE};
-use super::pack::{View, pack_b, pack_columns, pack_rows};
+use super::pack::{View, pack_a, pack_b};
 use super::serial::{Scratch, with_scratch};
 use crate::kernels::simd::{Kind, Task, dispatch_on};
 
@@ -36,11 +37,24 @@ unsafe impl Sync for Job<'_> {}
 /// Products with fewer multiplications than this are done by the calling thread: waking another takes longer.
 const WORTH_SHARING: usize = 1 << 19;
 
-/// Columns of B packed at a time: with `DEPTH`, 384 KiB, which a second-level cache holds beside the sums.
+/// Columns of B packed at a time: with `DEPTH`, 576 KiB, which a second-level cache holds beside the sums.
 const CHUNK_COLS: usize = 384;
 
-/// Rows of A a packed chunk of B is used for at least, if there are that many.
-const CHUNK_ROWS: usize = 256;
+/// Panels of B a thread packs, one block of them, before it takes the next.
+const PACKED_AT_ONCE: usize = 4;
+
+/// Rows of A from which on B is packed once for all threads. Written and read through a cache further away, it costs more
+/// than packing it for each share where shares are few; but then they can be small.
+const MANY_ROWS: usize = 1024;
+
+/// Panels of A in a share: their sums stay in a second-level cache beside a chunk of B.
+const MOST_PANELS: usize = 32;
+
+/// The same where B is packed already.
+const MOST_PANELS_OF_PACKED: usize = 14;
+
+/// Multiplications that are not divided further: some thirty microseconds of them.
+const LEAST_SHARE: usize = 1 << 22;
 
 /// (rows, columns) of the tiles of `kind`.
 pub(super) fn tile_shape(kind: Kind) -> (usize, usize) {
@@ -68,39 +82,93 @@ pub(super) unsafe fn run(kind: Kind, job: &Job<'_>) {
     }
     let (rows, cols) = tile_shape(kind);
     let panels = (m.div_ceil(rows), n.div_ceil(cols));
-    let threads = rayon::current_num_threads();
     let columns = panels.1.div_ceil(CHUNK_COLS / cols);
-    if threads == 1 || m.saturating_mul(n).saturating_mul(k) < WORTH_SHARING {
+    if m.saturating_mul(n).saturating_mul(k) < WORTH_SHARING {
         for j in 0..columns {
             // SAFETY: the caller's.
             unsafe { share(kind, job, panels, (0..panels.0, part(panels.1, columns, j))) };
         }
         return;
     }
-    // Two shares a thread, so that one that was late does not keep the others waiting for a whole half.
-    let enough = (2 * threads).div_ceil(columns);
-    let most = m.div_ceil(CHUNK_ROWS).max(threads.div_ceil(columns)).min(panels.0);
-    let parts = (enough.min(most), columns);
-    let all = |job: &Job<'_>| {
-        (0..parts.0 * parts.1).into_par_iter().with_max_len(1).for_each(|index| {
-            let (i, j) = (index / parts.1, index % parts.1);
-            // SAFETY: the caller's; shares are disjoint.
-            unsafe { share(kind, job, panels, (part(panels.0, parts.0, i), part(panels.1, parts.1, j))) };
-        });
-    };
-    if parts.0 == 1 || !job.b.is_turned_to_pack() {
-        return all(job);
-    }
-    // Turning B costs more than copying it: once is enough.
+    let threads = rayon::current_num_threads();
     let mut room = with_scratch(|scratch| std::mem::take(&mut scratch.shared));
-    let to = Packing(room.of(k * panels.1 * cols));
-    let pieces = panels.1.min(4 * threads);
-    (0..pieces).into_par_iter().for_each(|piece| {
-        // SAFETY: the caller's; pieces are disjoint, and `room` is large enough.
-        unsafe { dispatch_on(kind, Pack { b: job.b, n, k, panels: part(panels.1, pieces, piece), to: to.get() }) };
+    let b = match job.b {
+        Operand::F32(_) | Operand::Bf16(_) if job.is_worth_packing(columns, threads) => {
+            let to = Packing(room.of(k * panels.1 * cols));
+            let blocks = blocks(k);
+            in_turn(threads, blocks * panels.1.div_ceil(PACKED_AT_ONCE), |piece| {
+                let (block, first) = (piece % blocks, piece / blocks * PACKED_AT_ONCE);
+                let panels = first..(first + PACKED_AT_ONCE).min(panels.1);
+                // SAFETY: the caller's; pieces are disjoint, and `room` is large enough.
+                unsafe { dispatch_on(kind, Pack { b: job.b, n, k, blocks: block..block + 1, panels, to: to.get() }) };
+            });
+            Operand::Packed(to.get())
+        }
+        b => b,
+    };
+    let least = LEAST_SHARE / (rows * cols * k * panels.1.div_ceil(columns)).max(1);
+    let shares = match b {
+        Operand::Packed(_) => {
+            shares(panels, columns, threads, (2, least.clamp(1, MOST_PANELS_OF_PACKED), MOST_PANELS_OF_PACKED))
+        }
+        _ => shares(panels, columns, threads, (1, 1, MOST_PANELS)),
+    };
+    let job = Job { b, ..*job };
+    in_turn(threads, shares.len(), |index| {
+        // SAFETY: the caller's; shares are disjoint.
+        unsafe { share(kind, &job, panels, shares[index].clone()) };
     });
-    all(&Job { b: Operand::Packed(to.get()), ..*job });
     with_scratch(|scratch| scratch.shared = room);
+}
+
+/// Divides a product of `panels` into shares of rows and columns: in rounds, of which each gives every thread one part in
+/// `parts` of what is left, but `least` panels of A and at most `most`. A thread that is slower, or was late, then keeps the
+/// others waiting for a small share only.
+fn shares(
+    panels: (usize, usize),
+    columns: usize,
+    threads: usize,
+    (parts, least, most): (usize, usize, usize),
+) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut shares = Vec::new();
+    let mut size = 0;
+    for j in 0..columns {
+        let mut first = 0;
+        while first < panels.0 {
+            if shares.len() % threads == 0 {
+                let left = (columns - j) * panels.0 - first;
+                size = left.div_ceil(parts * threads).clamp(least, most);
+            }
+            let left = panels.0 - first;
+            let rows = first..first + left.div_ceil(left.div_ceil(size));
+            first = rows.end;
+            shares.push((rows, part(panels.1, columns, j)));
+        }
+    }
+    shares
+}
+
+/// Calls `f` with 0 .. `count`, each next one on the first of `threads` threads that is free.
+fn in_turn(threads: usize, count: usize, f: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    (0..threads.min(count)).into_par_iter().with_max_len(1).for_each(|_| {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            f(index);
+        }
+    });
+}
+
+impl Job<'_> {
+    /// Whether to pack B, once, before the product is divided.
+    fn is_worth_packing(&self, columns: usize, threads: usize) -> bool {
+        // Turning B costs more than copying it, and happens once anyway where shares have columns of their own.
+        let turned = self.b.is_turned_to_pack() && columns < 2 * threads;
+        self.a.panel() == Panel::Rows && (self.shape.0 >= MANY_ROWS || turned)
+    }
 }
 
 /// A buffer threads fill in disjoint pieces.
@@ -124,18 +192,6 @@ impl Operand {
             Self::Packed(_) => return Panel::Rows,
         };
         if row == 1 && column != 1 { Panel::Columns } else { Panel::Rows }
-    }
-
-    /// From (row, column) on, down the rows or along one of them.
-    #[inline(always)]
-    fn ask(&self, row: usize, column: usize, down: bool) -> Option<Ask> {
-        match (self, down) {
-            (Self::F32(view), true) => Some(view.ask_down(row, column)),
-            (Self::F32(view), false) => Some(view.ask_along(row, column)),
-            (Self::Bf16(view), true) => Some(view.ask_down(row, column)),
-            (Self::Bf16(view), false) => Some(view.ask_along(row, column)),
-            (Self::Packed(_), _) => None,
-        }
     }
 
     /// Whether a B has to be transposed as it is packed.
@@ -172,6 +228,8 @@ pub(super) struct Pack {
     pub(super) b: Operand,
     pub(super) n: usize,
     pub(super) k: usize,
+    /// Of the inner dimension.
+    pub(super) blocks: Range<usize>,
     pub(super) panels: Range<usize>,
     /// Room for `k` · (n rounded up to a tile) values.
     pub(super) to: *mut f32,
@@ -183,7 +241,7 @@ fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
 }
 
 /// Blocks of the inner dimension; one, of nothing, when there is none.
-fn blocks(k: usize) -> usize {
+pub(super) fn blocks(k: usize) -> usize {
     k.div_ceil(DEPTH).max(1)
 }
 
@@ -212,10 +270,8 @@ impl Share<'_, '_> {
         let (m, n, k) = job.shape;
         let blocks = blocks(k);
         let tile = I::ROWS * I::COLS;
-        // Where A's columns are what is contiguous, all panels of a block are packed at once: its lines are read whole.
         let panel = job.a.panel();
-        let packed_rows = if panel == Panel::Columns { rows.len() } else { 1 };
-        let a = scratch.a.of(packed_rows * (I::ROWS * ROW_STRIDE).max(DEPTH * I::COLUMN_STRIDE));
+        let a = scratch.a.of((I::ROWS * ROW_STRIDE).max(DEPTH * I::COLUMN_STRIDE));
         let b = scratch.b.of(columns.len() * I::COLS * DEPTH);
         // Sums wait here between blocks of the inner dimension; with a single block, one tile is enough.
         let sums = scratch.sums.of(if blocks > 1 { rows.len() * columns.len() * tile } else { tile });
@@ -234,34 +290,20 @@ impl Share<'_, '_> {
             // Even panels rather than full ones and a thin last.
             let (even, odd) = (m / panels.0, m % panels.0);
             let start = |i: usize| i * even + i.min(odd);
-            let taken = |i: usize| start(i)..start(i + 1);
-            if panel == Panel::Columns {
-                // SAFETY: the panels are inside A, and inside their buffer.
+            // What is packed for the next block: every tile asks for a row of A, and for a piece of B.
+            let mut row = next.start;
+            let size = |span: &Range<usize>| columns.len() * I::COLS * span.len();
+            let packed = |span: &Range<usize>| panels.1 * I::COLS * span.start + columns.start * I::COLS * span.len();
+            let mut piece = packed(&next)..packed(&next) + size(&next);
+            for i in rows.clone() {
+                let below = if i + 1 < rows.end { (start(i + 1), span.start) } else { (start(rows.start), next.start) };
+                let taken = start(i)..start(i + 1);
+                // SAFETY: the panel is inside A, and inside its buffer.
                 unsafe {
                     match job.a {
-                        Operand::F32(view) => pack_columns::<I, f32>(view, rows.clone(), taken, span.clone(), a),
-                        Operand::Bf16(view) => pack_columns::<I, bf16>(view, rows.clone(), taken, span.clone(), a),
+                        Operand::F32(view) => pack_a::<I, f32>(view, (panel, m), taken.clone(), span.clone(), a),
+                        Operand::Bf16(view) => pack_a::<I, bf16>(view, (panel, m), taken.clone(), span.clone(), a),
                         Operand::Packed(_) => {}
-                    }
-                }
-            }
-            // Tiles of this block so far: each asks for a row of what is packed for the next.
-            let mut row = next.start;
-            for i in rows.clone() {
-                let below =
-                    if i + 1 < rows.end { (taken(i + 1).start, span.start) } else { (start(rows.start), next.start) };
-                let (taken, a) = match panel {
-                    Panel::Rows => (taken(i), a),
-                    Panel::Columns => (taken(i), a.wrapping_add((i - rows.start) * I::COLUMN_STRIDE * depth)),
-                };
-                if panel == Panel::Rows {
-                    // SAFETY: the panel is inside A, and inside its buffer.
-                    unsafe {
-                        match job.a {
-                            Operand::F32(view) => pack_rows::<I, f32>(view, taken.clone(), span.clone(), a),
-                            Operand::Bf16(view) => pack_rows::<I, bf16>(view, taken.clone(), span.clone(), a),
-                            Operand::Packed(_) => {}
-                        }
                     }
                 }
                 for j in columns.clone() {
@@ -273,21 +315,24 @@ impl Share<'_, '_> {
                     let cols = I::COLS.min(n - j * I::COLS);
                     let sums = sums.wrapping_add(at * tile);
                     let mut asks = Asks::nothing(sums);
-                    let a_next = match panel {
-                        Panel::Rows => {
-                            let column = below.1 + (j - columns.start) * depth / columns.len();
-                            job.a.ask(below.0, column, true)
-                        }
-                        Panel::Columns if row < next.end => job.a.ask(start(rows.start), row, false),
-                        Panel::Columns => None,
+                    let column = below.1 + (j - columns.start) * depth / columns.len();
+                    let a_next = match job.a {
+                        Operand::F32(view) => Some(view.ask_a(panel, below.0, taken.len(), column)),
+                        Operand::Bf16(view) => Some(view.ask_a(panel, below.0, taken.len(), column)),
+                        Operand::Packed(_) => None,
                     };
-                    let b_next = match row < next.end {
-                        true => job.b.ask(row, columns.start * I::COLS, false),
-                        false => None,
+                    let b_next = match job.b {
+                        Operand::Packed(all) if !piece.is_empty() => {
+                            Some(Ask { at: all.wrapping_add(piece.start).cast(), twin: 64, step: 128 })
+                        }
+                        Operand::F32(view) if row < next.end => view.ask_b(row, columns.start * I::COLS),
+                        Operand::Bf16(view) if row < next.end => view.ask_b(row, columns.start * I::COLS),
+                        _ => None,
                     };
                     for (slot, ask) in asks.read.iter_mut().zip([a_next, b_next]) {
                         *slot = ask.unwrap_or(*slot);
                     }
+                    piece.start += taken.len() * 32;
                     row += 1;
                     if block + 1 == blocks {
                         job.finish.ask(taken.start, j * I::COLS, &mut asks);
@@ -310,9 +355,9 @@ impl Task for Pack {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Self { b, n, k, panels, to } = self;
+        let Self { b, n, k, blocks, panels, to } = self;
         let all = n.div_ceil(I::COLS);
-        for block in 0..blocks(k) {
+        for block in blocks {
             let span = span(k, block);
             let to = to.wrapping_add(all * I::COLS * span.start + panels.start * I::COLS * span.len());
             // SAFETY: the panels are inside B, and there is room for them.

@@ -76,7 +76,7 @@ impl Rows {
             Pointer::F32(at) => (at.cast::<u8>(), 4),
             Pointer::Bf16(at) => (at.cast::<u8>(), 2),
         };
-        Ask { at: at.wrapping_add((row * self.stride + column) * size), step: self.stride * size }
+        Ask { at: at.wrapping_add((row * self.stride + column) * size), twin: 64, step: self.stride * size }
     }
 }
 

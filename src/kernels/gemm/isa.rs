@@ -5,8 +5,9 @@ use crate::kernels::simd::{Lane, Simd};
 /// Depth of a block of the inner dimension: every element is summed in blocks of at most so many products, the same on
 /// every processor, so neither the number of threads nor the width of a register changes a bit of the result.
 ///
-/// 256 keeps a panel of either operand in a first-level cache of 32 KiB or more.
-pub(super) const DEPTH: usize = 256;
+/// The width of a ViT-S, so that most of its products are done in one block and no sums wait. A panel of B comes from the
+/// second-level cache as it is used, one of A stays nearby.
+pub(super) const DEPTH: usize = 384;
 
 /// Distance between rows of a packed panel of A. Not a power of two, or all rows would compete for the same cache sets.
 pub(super) const ROW_STRIDE: usize = DEPTH + 16;
@@ -20,10 +21,11 @@ pub(in crate::kernels) enum Panel {
     Columns,
 }
 
-/// Memory that will be needed: two lines at `at`, and at every `step` bytes from there.
+/// Memory that will be needed: a line at `at` and one `twin` bytes from it, and as many at every `step` bytes from there.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Ask {
     pub(super) at: *const u8,
+    pub(super) twin: usize,
     pub(super) step: usize,
 }
 
@@ -38,7 +40,7 @@ pub(in crate::kernels) struct Asks {
 impl Asks {
     /// Nothing but `at`, which is at hand.
     pub(super) fn nothing(at: *const f32) -> Self {
-        let ask = Ask { at: at.cast(), step: 0 };
+        let ask = Ask { at: at.cast(), twin: 0, step: 0 };
         Self { read: [ask; 3], write: [ask; 2] }
     }
 
@@ -51,7 +53,7 @@ impl Asks {
         for (asks, write) in [(&self.read[..], false), (&self.write[..], true)] {
             for ask in asks {
                 let line = ask.at.wrapping_add(index * ask.step);
-                for line in [line, line.wrapping_add(64)] {
+                for line in [line, line.wrapping_add(ask.twin)] {
                     // SAFETY: a prefetch never faults.
                     unsafe { if write { S::prefetch_to_write(line) } else { S::prefetch(line) } };
                 }

@@ -6,7 +6,7 @@
 //! Sapphire and Emerald Rapids, where an f32 product-sum issues twice a cycle on half as many values: it would halve the
 //! speed there.)
 //!
-//! **Bits do not depend on threads.** Each element is summed by one thread: blocks of at most 256 products in order, each
+//! **Bits do not depend on threads.** Each element is summed by one thread: blocks of at most 384 products in order, each
 //! block one chain of fused multiply-adds in order. The AVX-512 and AVX2 loops therefore agree with each other to the
 //! bit as well; the portable one, on processors without a fused multiply-add, rounds every product.
 //!

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::isa::{Ask, Isa, ROW_STRIDE};
+use super::isa::{Ask, Isa, Panel, ROW_STRIDE};
 use crate::kernels::simd::{Lane, vectors};
 
 /// Lines of an operand, apart by more than a processor guesses, that are asked for before they are packed.
@@ -24,17 +24,44 @@ impl<T> View<T> {
         unsafe { self.at.add(row * self.strides.0 + column * self.strides.1) }
     }
 
-    /// From (row, column) on, along the rows.
+    /// What a panel of A whose first row is `row` has from `column` on. The line a row begins in was there with the panel
+    /// before, where columns are what is contiguous.
     #[inline(always)]
-    pub(super) fn ask_down(self, row: usize, column: usize) -> Ask {
-        let at = self.at.wrapping_add(row * self.strides.0 + column * self.strides.1);
-        Ask { at: at.cast(), step: self.strides.0 * size_of::<T>() }
+    pub(super) fn ask_a(self, panel: Panel, row: usize, rows: usize, column: usize) -> Ask {
+        let at = |row: usize| self.at.wrapping_add(row * self.strides.0 + column * self.strides.1).cast();
+        let [row_apart, column_apart] = [self.strides.0, self.strides.1].map(|stride| stride * size_of::<T>());
+        match panel {
+            Panel::Rows => Ask { at: at(row), twin: 64, step: row_apart },
+            Panel::Columns => Ask { at: at(row + rows - 1), twin: column_apart, step: 2 * column_apart },
+        }
     }
 
-    /// From (row, column) on, two lines after two.
+    /// A row of B from (row, column) on, where rows are what is contiguous.
     #[inline(always)]
-    pub(super) fn ask_along(self, row: usize, column: usize) -> Ask {
-        Ask { step: 128, ..self.ask_down(row, column) }
+    pub(super) fn ask_b(self, row: usize, column: usize) -> Option<Ask> {
+        let at = self.at.wrapping_add(row * self.strides.0 + column);
+        (self.strides.1 == 1).then_some(Ask { at: at.cast(), twin: 64, step: 128 })
+    }
+}
+
+/// Packs a panel of A, which has `m` rows: rows `rows`, columns `span`.
+///
+/// # Safety
+/// The elements exist, and `to` has room for a panel.
+#[inline(always)]
+pub(super) unsafe fn pack_a<I: Isa, T: Lane>(
+    a: View<T>,
+    (panel, m): (Panel, usize),
+    rows: Range<usize>,
+    span: Range<usize>,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match panel {
+            Panel::Rows => pack_rows::<I, T>(a, rows, span, to),
+            Panel::Columns => pack_columns::<I, T>(a, m, rows, span, to),
+        }
     }
 }
 
@@ -43,7 +70,7 @@ impl<T> View<T> {
 /// # Safety
 /// The elements exist, and `to` has room for `I::ROWS` rows.
 #[inline(always)]
-pub(super) unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, span: Range<usize>, to: *mut f32) {
+unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, span: Range<usize>, to: *mut f32) {
     for (i, row) in rows.enumerate() {
         // SAFETY: the caller's.
         unsafe {
@@ -61,29 +88,22 @@ pub(super) unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, 
     }
 }
 
-/// Packs panels of A, each column by column, `COLUMN_STRIDE` apart: columns `span` of panels `panels`, of which panel i has
-/// rows `taken(i)`. A's columns are contiguous.
+/// Packs a panel of A column by column, `COLUMN_STRIDE` apart: rows `rows`, columns `span`. A's columns are contiguous, `m`
+/// long.
 ///
 /// # Safety
-/// The elements exist, and `to` has room for `panels.len()` · `span.len()` columns.
+/// The elements exist, and `to` has room for `span.len()` columns.
 #[inline(always)]
-pub(super) unsafe fn pack_columns<I: Isa, T: Lane>(
-    a: View<T>,
-    panels: Range<usize>,
-    taken: impl Fn(usize) -> Range<usize>,
-    span: Range<usize>,
-    to: *mut f32,
-) {
-    let depth = span.len();
+unsafe fn pack_columns<I: Isa, T: Lane>(a: View<T>, m: usize, rows: Range<usize>, span: Range<usize>, to: *mut f32) {
+    // A whole vector is copied sooner than a part of one; nobody looks at the rest.
+    let whole = I::COLUMN_STRIDE == I::LANES && rows.start + I::LANES <= m;
+    let count = if whole { I::LANES } else { rows.len() };
     for (d, column) in span.enumerate() {
-        for (at, panel) in panels.clone().enumerate() {
-            let rows = taken(panel);
-            // SAFETY: the caller's; a panel's rows fit a vector, and a prefetch never faults.
-            unsafe {
-                I::prefetch(a.at.wrapping_add(rows.start + (column + AHEAD) * a.strides.1).cast());
-                let (from, to) = (a.pointer(rows.start, column), to.add((at * depth + d) * I::COLUMN_STRIDE));
-                f32::store::<I>(to, rows.len(), T::load::<I>(from, rows.len()));
-            }
+        // SAFETY: the caller's; a panel's rows fit a vector, and a prefetch never faults.
+        unsafe {
+            I::prefetch(a.at.wrapping_add(rows.start + (column + AHEAD) * a.strides.1).cast());
+            let (from, to) = (a.pointer(rows.start, column), to.add(d * I::COLUMN_STRIDE));
+            f32::store::<I>(to, count, T::load::<I>(from, count));
         }
     }
 }

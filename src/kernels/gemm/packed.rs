@@ -1,6 +1,6 @@
 //! A right-hand operand packed once, for weights that do not change.
 
-use super::drive::{Pack, tile_shape};
+use super::drive::{Pack, blocks, tile_shape};
 use super::product::{check_read, operand};
 use super::{GemmError, Mat};
 use crate::kernels::simd::{Kind, dispatch_on};
@@ -24,7 +24,8 @@ impl Packed {
         let (k, n) = b.shape();
         let (_, cols) = tile_shape(kind);
         let mut values = vec![0f32; if k == 0 || n == 0 { 0 } else { k * n.next_multiple_of(cols) }];
-        let pack = Pack { b: operand(&b), n, k, panels: 0..n.div_ceil(cols), to: values.as_mut_ptr() };
+        let pack =
+            Pack { b: operand(&b), n, k, blocks: 0..blocks(k), panels: 0..n.div_ceil(cols), to: values.as_mut_ptr() };
         // SAFETY: every element of `b` exists, `values` has the room asked for, and `kind` is available.
         unsafe { dispatch_on(kind, pack) };
         Ok(Self { kind, shape: (k, n), values })
