@@ -114,10 +114,10 @@ pub(crate) fn norm(gradients: &Tensor) -> Result<f64> {
     Ok(sums.iter().sum::<f64>().sqrt())
 }
 
-/// Sum of squares in lanes, which a compiler can keep in registers.
+/// Sum of squares in lanes, which a compiler can keep in registers; as many as it takes not to wait for an addition.
 fn squares(x: &[f32]) -> f64 {
-    let mut lanes = [0f64; 8];
-    let (chunks, rest) = x.as_chunks::<8>();
+    let mut lanes = [0f64; 32];
+    let (chunks, rest) = x.as_chunks::<32>();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
             *lane += f64::from(*x) * f64::from(*x);
