@@ -43,7 +43,7 @@ fn forward_with(qkv: &Tensor, heads: usize, relative: Option<&Relative>) -> Resu
         let values = read::<T>(qkv, NAME)?;
         let fill = |out: &mut [MaybeUninit<T>]| {
             let out = Disjoint(out.as_mut_ptr().cast::<T>());
-            (0..shape.batch * heads).into_par_iter().for_each(|index| {
+            (0..shape.batch * heads).into_par_iter().with_max_len(1).for_each(|index| {
                 with_scratch(|scratch| dispatch(Forward { shape: &shape, qkv: &values, relative, index, out: out.get(), scratch }));
             });
             Ok(())
@@ -68,7 +68,7 @@ pub(crate) fn backward(qkv: &Tensor, dout: &Tensor, heads: usize) -> Result<Tens
         }
         let fill = |dqkv: &mut [MaybeUninit<T>]| {
             let dqkv = Disjoint(dqkv.as_mut_ptr().cast::<T>());
-            (0..shape.batch * heads).into_par_iter().for_each(|index| {
+            (0..shape.batch * heads).into_par_iter().with_max_len(1).for_each(|index| {
                 with_scratch(|scratch| {
                     let (qkv, dout, dqkv) = (&values, &dout, dqkv.get());
                     dispatch(Backward { shape: &shape, qkv, dout, index, dqkv, scratch });
