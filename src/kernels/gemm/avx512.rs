@@ -13,7 +13,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn tile(
         panel: Panel,
-        (rows, depth): (usize, usize),
+        (rows, cols, depth): (usize, usize, usize),
         operands: (*const f32, *const f32),
         out: *mut f32,
         add: bool,
@@ -21,11 +21,15 @@ impl Isa for Avx512 {
     ) {
         macro_rules! tiles {
             ($($n:literal)*) => {
-                match (panel, rows) {
+                match (panel, rows, cols > 16) {
                     // SAFETY: the caller's, and AVX-512 is there: `Isa`'s functions are called in its code only.
-                    $((Panel::Rows, $n) => unsafe { tile::<$n, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
+                    $((Panel::Rows, $n, true) => unsafe { tile::<$n, 2, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Columns, $n) => unsafe { tile::<$n, 1, 16>(depth, operands, out, add, asks) },)*
+                    $((Panel::Rows, $n, false) => unsafe { tile::<$n, 1, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
+                    // SAFETY: as above.
+                    $((Panel::Columns, $n, true) => unsafe { tile::<$n, 2, 1, 16>(depth, operands, out, add, asks) },)*
+                    // SAFETY: as above.
+                    $((Panel::Columns, $n, false) => unsafe { tile::<$n, 1, 1, 16>(depth, operands, out, add, asks) },)*
                     _ => debug_assert!(false, "{rows} rows"),
                 }
             };
@@ -46,30 +50,33 @@ impl Isa for Avx512 {
     }
 }
 
+/// W vectors of columns are computed.
+///
 /// # Safety
 /// [`Isa::tile`]'s, and AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-unsafe fn tile<const N: usize, const ROW: usize, const STEP: usize>(
+unsafe fn tile<const N: usize, const W: usize, const ROW: usize, const STEP: usize>(
     depth: usize,
     (mut a, mut b): (*const f32, *const f32),
     out: *mut f32,
     add: bool,
     asks: &Asks,
 ) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; N];
+    let mut sums = [[_mm512_setzero_ps(); W]; N];
     // SAFETY: every offset lies inside the panels the caller promises.
     unsafe {
-        let pace = pace(depth, N);
-        for index in 0..=N {
-            if index < N {
+        let (steps, pace) = pace(depth, N);
+        for index in 0..=steps {
+            if index < steps {
                 asks.ask::<Avx512>(index);
             }
-            for _ in 0..if index < N { pace } else { depth - N * pace } {
-                let columns = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
+            for _ in 0..if index < steps { pace } else { depth - steps * pace } {
+                let columns: [_; W] = std::array::from_fn(|half| _mm512_loadu_ps(b.add(half * 16)));
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let value = _mm512_set1_ps(*a.add(i * ROW));
-                    sum[0] = _mm512_fmadd_ps(value, columns[0], sum[0]);
-                    sum[1] = _mm512_fmadd_ps(value, columns[1], sum[1]);
+                    for (sum, column) in sum.iter_mut().zip(columns) {
+                        *sum = _mm512_fmadd_ps(value, column, *sum);
+                    }
                 }
                 a = a.add(STEP);
                 b = b.add(32);

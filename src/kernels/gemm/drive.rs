@@ -339,7 +339,7 @@ impl Share<'_, '_> {
                     }
                     // SAFETY: packed panels and the tile of sums are inside their buffers, and the tile of C inside C.
                     unsafe {
-                        I::tile(panel, (taken.len(), depth), (a, b), sums, block > 0, &asks);
+                        I::tile(panel, (taken.len(), cols, depth), (a, b), sums, block > 0, &asks);
                         if block + 1 == blocks {
                             job.finish.tile::<I>(sums, (taken.start, taken.len()), (j * I::COLS, cols));
                         }

@@ -62,11 +62,12 @@ impl Asks {
     }
 }
 
-/// How many products there are between two of `rows` steps of [`Asks`], so that the last is asked for a while before a
-/// tile is done.
+/// How many steps of [`Asks`] there are in a tile of `rows`, and how many products between two, so that the last is asked
+/// for a while before the tile is done. A tile that is not that deep asks for nothing.
 #[inline(always)]
-pub(super) fn pace(depth: usize, rows: usize) -> usize {
-    depth / (rows + rows / 4 + 1)
+pub(super) fn pace(depth: usize, rows: usize) -> (usize, usize) {
+    let pace = depth / (rows + rows / 4 + 1);
+    (if pace == 0 { 0 } else { rows }, pace)
 }
 
 /// One instruction set's inner loop.
@@ -79,13 +80,13 @@ pub(in crate::kernels) trait Isa: Simd {
     const COLUMN_STRIDE: usize;
 
     /// `out = a·b`, or `out += a·b` with `add`: `a` is a packed panel of `rows` rows, `b` is (depth, COLS), `out`
-    /// (rows, COLS). Meanwhile it asks for `asks`.
+    /// (rows, COLS), for `shape` (rows, columns that count, depth). Meanwhile it asks for `asks`.
     ///
     /// # Safety
-    /// `1 ≤ rows ≤ ROWS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
+    /// `1 ≤ rows ≤ ROWS`, `1 ≤ columns ≤ COLS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
     unsafe fn tile(
         panel: Panel,
-        shape: (usize, usize),
+        shape: (usize, usize, usize),
         operands: (*const f32, *const f32),
         out: *mut f32,
         add: bool,

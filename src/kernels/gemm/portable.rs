@@ -11,7 +11,7 @@ impl Isa for Portable {
     #[inline(always)]
     unsafe fn tile(
         panel: Panel,
-        (rows, depth): (usize, usize),
+        (rows, _, depth): (usize, usize, usize),
         (a, b): (*const f32, *const f32),
         out: *mut f32,
         add: bool,
