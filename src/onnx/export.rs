@@ -256,7 +256,7 @@ pub struct ExportReport {
 /// # Errors
 /// When the options do not fit the model, or the file cannot be written.
 pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result<ExportReport, ExportError> {
-    let dialect = Dialect::new(options.target, options.opset)?;
+    let dialect = Dialect::new(options.target, options.opset, options.dtype)?;
     let Recorded { config, sides, maps, mut graph } = recorded(model, options, dialect)?;
     options.dtype.apply(&mut graph, dialect, options.calibration.as_ref())?;
 

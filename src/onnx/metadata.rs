@@ -111,7 +111,7 @@ pub(super) const KEYS: &[&str] = &[
 pub(super) fn of_model(model: &Canonical) -> Vec<(String, String)> {
     const OF_EXPORTS: [&str; 7] = ["tool", "target", "for", "dtype", "image_size", "layout", "grid"];
     let options = ExportOptions::default();
-    let Ok(dialect) = Dialect::new(options.target, options.opset) else { return Vec::new() };
+    let Ok(dialect) = Dialect::new(options.target, options.opset, options.dtype) else { return Vec::new() };
     let entries =
         entries(model, model.config(), &options, dialect, model.config().vit.image_size.map(Extent::Fixed), None);
     entries.into_iter().filter(|(key, _)| !OF_EXPORTS.contains(&key.as_str())).collect()

@@ -103,30 +103,26 @@ impl Payload<'_> {
     }
 
     /// All its values, in the order they are stored in; those of the exporter's own are f32.
-    pub(super) fn values(&self) -> Vec<f32> {
-        match self {
-            Self::Own(bytes) => bytes.chunks_exact(4).map(|bytes| element(Dtype::F32, bytes)).collect(),
-            Self::Stored(view) | Self::Transposed(view) | Self::Quantized(view, _) => to_f32(*view),
-        }
+    pub(super) fn values(&self) -> impl Iterator<Item = f32> {
+        let (dtype, bytes) = match self {
+            Self::Own(bytes) => (Dtype::F32, bytes.as_slice()),
+            Self::Stored(view) | Self::Transposed(view) | Self::Quantized(view, _) => (view.dtype, view.bytes),
+        };
+        bytes.chunks_exact(width(dtype)).map(move |bytes| element(dtype, bytes))
     }
 
     /// The largest magnitude of its values.
     pub(super) fn largest(&self) -> f32 {
         // `f32::max` prefers what is a number: one that is not must not get lost.
         let larger = |a: f32, b: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b.abs()) };
-        self.values().into_iter().fold(0.0, larger)
+        self.values().fold(0.0, larger)
     }
 
     /// The exporter's own f32 as f16; parameters are written in any type.
-    pub(super) fn halved(self) -> Self {
+    pub(super) fn halved(&self) -> Self {
         match self {
-            Self::Own(bytes) => Self::Own(
-                bytes
-                    .chunks_exact(4)
-                    .flat_map(|bytes| f16::from_f32(element(Dtype::F32, bytes)).to_le_bytes())
-                    .collect(),
-            ),
-            parameter => parameter,
+            Self::Own(_) => Self::Own(self.values().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect()),
+            parameter => parameter.clone(),
         }
     }
 

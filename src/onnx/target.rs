@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::ExportError;
+use super::dtype::Dtype;
 
 /// Who will run the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -25,11 +26,12 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// A target at an operator set.
+/// A target at an operator set, in one type of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Dialect {
     pub(super) target: Target,
     pub(super) opset: u32,
+    dtype: Dtype,
 }
 
 /// Oldest operator set the graphs can be written in: Split and ReduceMean take their present form there.
@@ -37,7 +39,7 @@ const OLDEST: u32 = 13;
 
 impl Dialect {
     /// Resolves the operator set asked for.
-    pub(super) fn new(target: Target, opset: Option<u32>) -> Result<Self, ExportError> {
+    pub(super) fn new(target: Target, opset: Option<u32>, dtype: Dtype) -> Result<Self, ExportError> {
         let (default, newest, beyond) = match target {
             // candle-onnx reads ReduceMean's axes as an attribute only, which 18 abolished.
             Target::Portable => (17, 17, "candle-onnx runs ReduceMean only as it was up to 17"),
@@ -50,7 +52,7 @@ impl Dialect {
             opset if opset > newest => {
                 Err(ExportError::Opset { target, opset, oldest: OLDEST, newest, reason: beyond })
             }
-            opset => Ok(Self { target, opset }),
+            opset => Ok(Self { target, opset, dtype }),
         }
     }
 
@@ -84,9 +86,9 @@ impl Dialect {
         self.fused(23)
     }
 
-    /// A Linear in one node.
+    /// A Linear in one node; not in f16, because tract's Gemm is f32 whatever it is given.
     pub(super) fn fused_linear(self) -> bool {
-        self.target == Target::Ort
+        self.target == Target::Ort && self.dtype != Dtype::F16
     }
 
     /// A quantised weight's value in one node.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use super::{Live, is_product};
+use super::{Dtype, Live, is_product};
 use crate::model::Canonical;
 use crate::onnx::export::{ExportError, ExportOptions, recorded};
 use crate::onnx::graph::{Attribute, Element, Graph, Node, ValueInfo};
@@ -73,14 +73,8 @@ impl Calibrator {
         scratch: &Path,
         runtime: &RuntimeOptions,
     ) -> Result<Self, CalibrationError> {
-        let options = ExportOptions {
-            target: Target::Portable,
-            opset: None,
-            normalize_input: false,
-            external_above: MESSAGE_LIMIT,
-            ..options.clone()
-        };
-        let dialect = Dialect::new(options.target, options.opset)?;
+        let options = ExportOptions { normalize_input: false, ..options.clone() };
+        let dialect = Dialect::new(Target::Portable, None, Dtype::F32)?;
         let mut graph = recorded(model, &options, dialect)?.graph;
         observe_linears(&mut graph);
         let path = scratch.join("calibration.onnx");
@@ -94,12 +88,12 @@ impl Calibrator {
         };
         file.write(&path, MESSAGE_LIMIT)
             .map_err(|source| ExportError::Write { path: path.display().to_string(), source })?;
-        let mut sessions = Runtime::ALL.into_iter().map(|one| Session::open(one, &path, runtime));
-        let (Ok(session) | Err(session)) = sessions.find(Result::is_ok).ok_or(()).map_err(|()| {
+        let session = match Runtime::ALL.into_iter().find_map(|one| Session::open(one, &path, runtime).ok()) {
+            Some(session) => session,
             // The built-in one's reason says more than that another was not found.
-            Session::open(Runtime::Tract, &path, runtime)
-        });
-        Ok(Self { session: session?, ranges: BTreeMap::new(), images: 0 })
+            None => Session::open(Runtime::Tract, &path, runtime)?,
+        };
+        Ok(Self { session, ranges: BTreeMap::new(), images: 0 })
     }
 
     /// Widens the ranges to what these images give.

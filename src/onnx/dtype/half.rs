@@ -6,10 +6,10 @@ use half::f16;
 
 use super::{Live, is_product};
 use crate::onnx::ExportError;
-use crate::onnx::graph::{Attribute, Element, Graph, Initializer, Node};
+use crate::onnx::graph::{Attribute, Element, FLOAT, Graph, Initializer, Node};
 
 /// Operators that move values without computing: they take what they are given.
-const MOVES: [&str; 8] = ["Reshape", "Transpose", "Slice", "Split", "Gather", "Expand", "Concat", "Unsqueeze"];
+const MOVES: [&str; 7] = ["Reshape", "Transpose", "Slice", "Split", "Gather", "Expand", "Concat"];
 
 /// What becomes of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,14 +81,10 @@ impl Halving<'_> {
         if part != Part::Island {
             self.half.extend(node.outputs.iter().cloned());
         }
-        match (part, node.operator) {
-            (Part::Product, "Attention") => {
-                node.attributes.push(("softmax_precision", Attribute::Int(Element::F32.code() as i64)));
-                self.nodes.push(node);
-            }
-            (Part::Product, "Gemm") => self.nodes.extend(product_and_sum(node)),
-            _ => self.nodes.push(node),
+        if part == Part::Product && node.operator == "Attention" {
+            node.attributes.push(("softmax_precision", Attribute::Int(FLOAT)));
         }
+        self.nodes.push(node);
     }
 
     fn part(&self, node: &Node, live: bool) -> Part {
@@ -157,23 +153,6 @@ impl Halving<'_> {
     }
 }
 
-/// A Gemm in two nodes: tract's is f32 whatever it is given.
-fn product_and_sum(mut gemm: Node) -> Vec<Node> {
-    let Some(bias) = gemm.inputs.get(2).cloned() else { return vec![gemm] };
-    let base = gemm.name.strip_suffix("Gemm").unwrap_or(&gemm.name).to_owned();
-    gemm.inputs.truncate(2);
-    let product = format!("{base}MatMul_output_0");
-    let sum = Node {
-        name: format!("{base}Add"),
-        operator: "Add",
-        inputs: vec![product.clone(), bias],
-        outputs: std::mem::replace(&mut gemm.outputs, vec![product]),
-        attributes: vec![],
-    };
-    (gemm.name, gemm.operator) = (format!("{base}MatMul"), "MatMul");
-    vec![gemm, sum]
-}
-
 /// Of an initializer that is needed in both types.
 fn halved_name(name: &str) -> String {
     format!("{name}/f16")
@@ -192,7 +171,7 @@ fn store(graph: &mut Graph<'_>, in_half: &HashSet<String>, in_full: &HashSet<Str
         if largest > f16::MAX.to_f32() {
             return Err(ExportError::BeyondHalf { name, largest });
         }
-        let payload = initializer.payload.clone().halved();
+        let payload = initializer.payload.halved();
         if in_full.contains(&initializer.name) {
             let dims = initializer.dims.clone();
             more.push(Initializer { name: halved_name(&name), element: Element::F16, dims, payload });
@@ -221,7 +200,7 @@ fn widen_output(graph: &mut Graph<'_>, name: &str, cast: Option<&String>) {
             operator: "Cast",
             inputs: vec![half],
             outputs: vec![name.to_owned()],
-            attributes: vec![("to", Attribute::Int(Element::F32.code() as i64))],
+            attributes: vec![("to", Attribute::Int(FLOAT))],
         }),
     }
 }

@@ -89,7 +89,7 @@ impl Quantization {
             self.inputs.insert(linear.weight.clone(), [Some(scale), Some(zero)]);
             if let Some(bias) = bias {
                 let initializer = &mut graph.initializers[bias];
-                let values = initializer.payload.values();
+                let values: Vec<f32> = initializer.payload.values().collect();
                 for (scale, value) in scales.iter_mut().zip(&values) {
                     *scale = scale.max(value.abs() / step / MOST_BIAS);
                 }
