@@ -1,17 +1,34 @@
 """An exported backbone in ONNX Runtime: what its own metadata says is done to an image, nothing is repeated here."""
 
+import argparse
 import json
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import onnxruntime
 import torch
 
 
-def export(tec_zoo, model, out, *options):
-    """`tec-zoo export`; the graph is checked against the model's own forward pass before it is used."""
-    subprocess.run([tec_zoo, "export", model, "--out", out, *map(str, options)], check=True, stdout=sys.stderr)
+def arguments(description, steps):
+    """What both examples are told: a model, and where the picture goes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--tec-zoo", default="tec-zoo")
+    parser.add_argument("--steps", type=int, default=steps)
+    return parser.parse_args()
+
+
+def exported(options, purpose, size):
+    """The model's backbone for `purpose`, at one size; the graph is checked against the model's own forward pass first."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = f"{folder}/backbone.onnx"
+        command = [options.tec_zoo, "export", options.model, "--out", graph, "--for", purpose, "--size", f"{size}x{size}"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return Backbone(graph)
 
 
 class Backbone:

@@ -8,12 +8,10 @@ windows, and gives its last map; the pyramid on it
 scenes that were not fitted: what is found, and what is there.
 """
 
-import argparse
 import collections
 import json
 import pathlib
 import sys
-import tempfile
 
 import numpy as np
 import torch
@@ -26,7 +24,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from backbone import Backbone, export  # noqa: E402
+from backbone import arguments, exported  # noqa: E402
 from shapes import CLASSES, PALETTE, scene  # noqa: E402
 
 SIZE = 192
@@ -72,19 +70,11 @@ def drawn(image, labels, boxes, masks):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("model")
-    arguments.add_argument("--out", type=pathlib.Path, required=True)
-    arguments.add_argument("--tec-zoo", default="tec-zoo")
-    arguments.add_argument("--steps", type=int, default=160)
-    arguments = arguments.parse_args()
+    options = arguments(__doc__.splitlines()[0], steps=160)
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
-    with tempfile.TemporaryDirectory() as folder:
-        graph = f"{folder}/backbone.onnx"
-        export(arguments.tec_zoo, arguments.model, graph, "--for", "vitdet", "--size", f"{SIZE}x{SIZE}")
-        backbone = Backbone(graph)
+    backbone = exported(options, "vitdet", SIZE)
     width = backbone.session.get_outputs()[0].shape[1]
     names = ["0", "1", "2"]
     model = MaskRCNN(
@@ -105,8 +95,8 @@ def main():
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=arguments.steps)
-    for step in range(arguments.steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=options.steps)
+    for step in range(options.steps):
         batch = torch.randint(64, (4,)).tolist()
         losses = model([pixels[at] for at in batch], [targets(scenes[at][2]) for at in batch])
         loss = sum(losses.values())
@@ -133,8 +123,8 @@ def main():
             ours = drawn(image, detections["labels"].tolist(), detections["boxes"], (detections["masks"][:, 0] > 0.5).numpy())
             theirs = drawn(image, wanted["labels"].tolist(), wanted["boxes"], wanted["masks"].bool().numpy())
             rows.append(np.concatenate([image, ours, theirs], axis=1))
-    Image.fromarray(np.concatenate(rows)).save(arguments.out)
-    print(json.dumps({"picture": str(arguments.out), "recall_at_iou_0.5": round(hits / total, 3), "outputs": backbone.names}))
+    Image.fromarray(np.concatenate(rows)).save(options.out)
+    print(json.dumps({"picture": str(options.out), "recall_at_iou_0.5": round(hits / total, 3), "outputs": backbone.names}))
 
 
 main()

@@ -6,11 +6,9 @@ MODEL is a directory in the common format, or a name of the zoo. The graph gives
 where the model carries a fine-tuned neck); the neck that makes a pyramid of them, and UperNet's head, are fitted here, on shapes. The picture is of scenes that were not fitted: image, found, true.
 """
 
-import argparse
 import json
 import pathlib
 import sys
-import tempfile
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from backbone import Backbone, export  # noqa: E402
+from backbone import arguments, exported  # noqa: E402
 from shapes import CLASSES, PALETTE, scene  # noqa: E402
 
 SIZE = 192
@@ -50,19 +48,11 @@ def mean_iou(found, wanted):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("model")
-    arguments.add_argument("--out", type=pathlib.Path, required=True)
-    arguments.add_argument("--tec-zoo", default="tec-zoo")
-    arguments.add_argument("--steps", type=int, default=60)
-    arguments = arguments.parse_args()
+    options = arguments(__doc__.splitlines()[0], steps=60)
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
-    with tempfile.TemporaryDirectory() as folder:
-        graph = f"{folder}/backbone.onnx"
-        export(arguments.tec_zoo, arguments.model, graph, "--for", "upernet", "--size", f"{SIZE}x{SIZE}")
-        backbone = Backbone(graph)
+    backbone = exported(options, "upernet", SIZE)
     scenes = [scene(SIZE, seed) for seed in range(56)]
     # The backbone is frozen: each scene's maps are computed once.
     levels = backbone(backbone.normalised([image for image, _, _ in scenes]))
@@ -70,8 +60,8 @@ def main():
 
     model = Segmenter(backbone.names, levels[0].shape[1]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=arguments.steps)
-    for step in range(arguments.steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=options.steps)
+    for step in range(options.steps):
         batch = torch.randint(48, (8,))
         logits = interpolate(model([level[batch] for level in levels]), size=(SIZE, SIZE), mode="bilinear")
         loss = cross_entropy(logits, classes[batch])
@@ -86,8 +76,8 @@ def main():
         logits = interpolate(model.eval()([level[48:] for level in levels]), size=(SIZE, SIZE), mode="bilinear")
     found, wanted = logits.argmax(1).numpy(), classes[48:].numpy()
     rows = [np.concatenate([scenes[48 + at][0], PALETTE[found[at]], PALETTE[wanted[at]]], axis=1) for at in range(4)]
-    Image.fromarray(np.concatenate(rows)).save(arguments.out)
-    print(json.dumps({"picture": str(arguments.out), "mean_iou": round(mean_iou(found, wanted), 3), "outputs": backbone.names}))
+    Image.fromarray(np.concatenate(rows)).save(options.out)
+    print(json.dumps({"picture": str(options.out), "mean_iou": round(mean_iou(found, wanted), 3), "outputs": backbone.names}))
 
 
 main()

@@ -1,20 +1,16 @@
 """What the tests here share: the program, converted fixtures, the authors' images, and our own features of any image."""
 
-import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+here = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(here), str(here.parent)]
+from program import FIXTURES, converted, tec_zoo  # noqa: E402, F401
 from stubs import without_compiled_operators  # noqa: E402
 
 without_compiled_operators()
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "fixtures"
-BINARY = os.environ["TEC_ZOO_BIN"]
 
 CHECKPOINTS = {
     "mae": ("reference/mae_pretrain_vit_tiny.pth", ["--family", "mae"]),
@@ -24,17 +20,6 @@ CHECKPOINTS = {
 }
 
 
-def tec_zoo(*arguments):
-    done = subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{arguments} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    out = {}
-    for name, (file, options) in CHECKPOINTS.items():
-        out[name] = folder / name
-        tec_zoo("convert", FIXTURES / file, "--out", out[name], "--heads", 4, *options)
-    return out
+    return converted(CHECKPOINTS, tmp_path_factory.mktemp("models"))
