@@ -1,22 +1,24 @@
 //! Multi-head attention over a fused qkv, straight from its strides: no per-head copies of q, k and v.
 //!
-//! The backward pass computes the attention weights again instead of keeping B·N·T² of them.
+//! A tile's rows of queries at a time, whose weights never leave the nearest cache. The backward pass computes them again
+//! instead of keeping B·N·T² of them.
 
 use std::mem::MaybeUninit;
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::gemm::{self, Number, Scratch, with_scratch};
+use super::gemm::{Number, Right, Scratch, Strip, evenly, with_scratch};
 use super::relative::Relative;
-use super::rows::{softmax, softmax_gradient};
-use super::simd::{Isa, Lane, Task, dispatch, vectors};
+use super::rows::{exponentials, softmax_gradient};
+use super::simd::{Isa, Task, dispatch};
 use super::slices::{self, Disjoint, Element, by_dtype, read};
 
 const NAME: &str = "attention";
 
-/// Query rows whose scores are held at a time: (256, T) floats stay in a second-level cache at the sizes ViTs use.
-const QUERY_ROWS: usize = 256;
+/// Queries of the backward pass whose weights and slopes are held at a time: they stay in a second-level cache at the sizes
+/// ViTs use, and are enough for the sums over queries to be worth it.
+const GROUP_ROWS: usize = 56;
 
 /// (B, T, 3·C) → (B, T, C): softmax(q·kᵀ·d^-0.5)·v for each head.
 pub(crate) fn forward(qkv: &Tensor, heads: usize) -> Result<Tensor> {
@@ -137,30 +139,61 @@ impl<T: Element> Task for Forward<'_, T> {
         let &Heads { tokens, width, d, .. } = shape;
         let [q, k, v] = shape.parts(index).map(|at| qkv[at..].as_ptr());
         let stride = 3 * width;
-        let scores = scratch.free[0].of(QUERY_ROWS.min(tokens) * tokens);
-        let mut query_values = Vec::new();
-        for first in (0..tokens).step_by(QUERY_ROWS) {
-            let rows = QUERY_ROWS.min(tokens - first);
-            // SAFETY: rows and columns stay within the head's channels of this image; `scores` is ours.
-            unsafe {
-                let queries = T::operand(q.add(first * stride), [stride, 1]);
-                let keys = T::operand(k, [1, stride]);
-                let to = (f32::rows(scores, tokens), false);
-                gemm::product::<S>([rows, tokens, d], (queries, keys), shape.scale(), to, scratch);
-                for row in 0..rows {
+        let [keys, values, queries, weights, sums] = scratch.free.parts([
+            Right::room::<S>(d, tokens),
+            Right::room::<S>(tokens, d),
+            Strip::room(S::ROWS, d),
+            Strip::room(S::ROWS, tokens),
+            Strip::room(S::ROWS, d),
+        ]);
+        let [queries, weights, sums] =
+            [(queries, d), (weights, tokens), (sums, d)].map(|(at, columns)| Strip::new(at, S::ROWS, columns));
+        // SAFETY: rows and columns stay within the head's channels of this image; the scratch is ours, and has the room.
+        unsafe {
+            let keys = Right::pack::<S, T>(k, [1, stride], (d, tokens), keys);
+            let values = Right::pack::<S, T>(v, [stride, 1], (tokens, d), values);
+            for rows in evenly(0..tokens, S::ROWS) {
+                let count = rows.len();
+                queries.fill::<S, T>((q.add(rows.start * stride), stride), count, shape.scale());
+                queries.times::<S>(0..count, keys, (weights, 0), false);
+                let mut totals = [0f32; 16];
+                for (row, total) in totals.iter_mut().enumerate().take(count) {
                     if let Some(relative) = relative {
-                        let query = &qkv[shape.parts(index)[0] + (first + row) * stride..][..d];
-                        query_values.clear();
-                        query_values.extend(query.iter().map(|value| value.wide()));
-                        let logits = std::slice::from_raw_parts_mut(scores.add(row * tokens), tokens);
-                        relative.add(index % shape.heads, first + row, &query_values, logits);
+                        let token = rows.start + row;
+                        let query = &qkv[shape.parts(index)[0] + token * stride..][..d];
+                        add_relative(relative, (index % shape.heads, token), query, (weights, row), tokens);
                     }
-                    softmax::<S>(scores.add(row * tokens), tokens);
+                    *total = exponentials::<S>(weights, row);
                 }
-                let (weights, values) = (f32::operand(scores, [tokens, 1]), T::operand(v, [stride, 1]));
-                let to = (T::rows(out.add(shape.out(index) + first * width), width), false);
-                gemm::product::<S>([rows, d, tokens], (weights, values), 1.0, to, scratch);
+                weights.times::<S>(0..count, values, (sums, 0), false);
+                for (row, total) in totals.iter().enumerate().take(count) {
+                    let to = out.add(shape.out(index) + (rows.start + row) * width);
+                    sums.write::<S, T>(row, 1.0 / total, to);
+                }
             }
+        }
+    }
+}
+
+/// Adds what `relative` has for `token` in `head` to row `row` of the logits.
+///
+/// # Safety
+/// The row exists, and is `tokens` wide.
+unsafe fn add_relative<T: Element>(
+    relative: &Relative,
+    (head, token): (usize, usize),
+    query: &[T],
+    (logits, row): (Strip, usize),
+    tokens: usize,
+) {
+    let query: Vec<f32> = query.iter().map(|value| value.wide()).collect();
+    let mut values = vec![0f32; tokens];
+    relative.add(head, token, &query, &mut values);
+    for block in logits.blocks() {
+        let at = logits.place(row, block.start);
+        for (i, value) in values[block].iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { *at.add(i) += value };
         }
     }
 }
@@ -188,53 +221,139 @@ impl<T: Number> Task for Backward<'_, T> {
         let [dq, dk, dv] = shape.parts(index).map(|at| dqkv.wrapping_add(at));
         let dout = dout[shape.out(index)..].as_ptr();
         let (stride, scale) = (3 * width, shape.scale());
-        let scores = QUERY_ROWS.min(tokens) * tokens;
-        let [weights, slopes] = [scratch.free[0].of(scores), scratch.free[1].of(scores)];
-        // Summed over the blocks of queries in f32.
-        let [key_sums, value_sums] = [scratch.free[2].of(tokens * d), scratch.free[3].of(tokens * d)];
-        for first in (0..tokens).step_by(QUERY_ROWS) {
-            let (rows, add) = (QUERY_ROWS.min(tokens - first), first > 0);
-            // SAFETY: rows and columns stay within the head's channels of this image; the scratch is ours.
-            unsafe {
-                let (q, dout) = (q.add(first * stride), dout.add(first * width));
-                let (queries, grads) = (T::operand(q, [stride, 1]), T::operand(dout, [width, 1]));
-                let to = (f32::rows(weights, tokens), false);
-                gemm::product::<S>([rows, tokens, d], (queries, T::operand(k, [1, stride])), scale, to, scratch);
-                for row in 0..rows {
-                    softmax::<S>(weights.add(row * tokens), tokens);
+        let most = GROUP_ROWS.min(tokens);
+        let right = |k: usize, n: usize| Right::room::<S>(k, n);
+        let [
+            keys_turned,
+            values_turned,
+            keys,
+            queries_right,
+            grads_right,
+            queries,
+            grads,
+            weights,
+            slopes,
+            sums,
+            dks,
+            dvs,
+        ] = scratch.free.parts([
+            right(d, tokens),
+            right(d, tokens),
+            right(tokens, d),
+            right(most, d),
+            right(most, d),
+            Strip::room(most, d),
+            Strip::room(most, d),
+            Strip::room(most, tokens),
+            Strip::room(most, tokens),
+            Strip::room(S::ROWS, d),
+            Strip::room(tokens, d),
+            Strip::room(tokens, d),
+        ]);
+        let [queries, grads] = [queries, grads].map(|at| Strip::new(at, most, d));
+        let [weights, slopes] = [weights, slopes].map(|at| Strip::new(at, most, tokens));
+        let sums = Strip::new(sums, S::ROWS, d);
+        // Over the groups of queries, in f32.
+        let [dks, dvs] = [dks, dvs].map(|at| Strip::new(at, tokens, d));
+        // SAFETY: rows and columns stay within the head's channels of this image; the scratch is ours, and has the room.
+        unsafe {
+            let keys_turned = Right::pack::<S, T>(k, [1, stride], (d, tokens), keys_turned);
+            let values_turned = Right::pack::<S, T>(v, [1, stride], (d, tokens), values_turned);
+            let keys = Right::pack::<S, T>(k, [stride, 1], (tokens, d), keys);
+            for group in evenly(0..tokens, GROUP_ROWS) {
+                let (q, dout, count) = (q.add(group.start * stride), dout.add(group.start * width), group.len());
+                queries.fill::<S, T>((q, stride), count, scale);
+                grads.fill::<S, T>((dout, width), count, 1.0);
+                for rows in evenly(0..count, S::ROWS) {
+                    queries.times::<S>(rows.clone(), keys_turned, (weights, rows.start), false);
+                    grads.times::<S>(rows.clone(), values_turned, (slopes, rows.start), false);
+                    for row in rows.clone() {
+                        let total = exponentials::<S>(weights, row);
+                        softmax_gradient::<S>(weights, slopes, row, 1.0 / total);
+                    }
+                    slopes.times::<S>(rows.clone(), keys, (sums, 0), false);
+                    for row in 0..rows.len() {
+                        sums.write::<S, T>(row, scale, dq.wrapping_add((group.start + rows.start + row) * stride));
+                    }
                 }
-                let transposed = f32::operand(weights, [1, tokens]);
-                let to = (f32::rows(value_sums, d), add);
-                gemm::product::<S>([tokens, d, rows], (transposed, grads), 1.0, to, scratch);
-                let to = (f32::rows(slopes, tokens), false);
-                gemm::product::<S>([rows, tokens, d], (grads, T::operand(v, [1, stride])), 1.0, to, scratch);
-                for row in 0..rows {
-                    softmax_gradient::<S>(weights.add(row * tokens), slopes.add(row * tokens), tokens);
+                let queries = Right::pack::<S, T>(q, [stride, 1], (count, d), queries_right);
+                let grads = Right::pack::<S, T>(dout, [width, 1], (count, d), grads_right);
+                for block in weights.blocks() {
+                    for columns in evenly(block, S::ROWS) {
+                        let add = group.start > 0;
+                        weights.turned_times::<S>(0..count, columns.clone(), grads, dvs, add);
+                        slopes.turned_times::<S>(0..count, columns, queries, dks, add);
+                    }
                 }
-                let operands = (f32::operand(slopes, [tokens, 1]), T::operand(k, [stride, 1]));
-                let to = (T::rows(dq.wrapping_add(first * stride), stride), false);
-                gemm::product::<S>([rows, d, tokens], operands, scale, to, scratch);
-                let to = (f32::rows(key_sums, d), add);
-                gemm::product::<S>([tokens, d, rows], (f32::operand(slopes, [1, tokens]), queries), scale, to, scratch);
             }
-        }
-        for (sums, to) in [(key_sums, dk), (value_sums, dv)] {
             for row in 0..tokens {
-                // SAFETY: as above.
-                unsafe { copy::<S, T>(sums.add(row * d), to.wrapping_add(row * stride), d) };
+                dks.write::<S, T>(row, scale, dk.wrapping_add(row * stride));
+                dvs.write::<S, T>(row, 1.0, dv.wrapping_add(row * stride));
             }
         }
     }
 }
 
-/// # Safety
-/// The instructions are there; both hold `len` values.
-#[inline(always)]
-unsafe fn copy<S: Isa, T: Lane>(from: *const f32, to: *mut T, len: usize) {
-    // SAFETY: the caller's.
-    unsafe {
-        vectors!(S, len, |i, n| {
-            T::store::<S>(to.add(i), n, f32::load::<S>(from.add(i), n));
-        });
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::simd::{Kind, dispatch_on};
+
+    /// One head of one image in f64, term by term: the output (T, d), and the gradient of qkv (T, 3·d) from that of the
+    /// output.
+    fn defined(qkv: &[f32], dout: &[f32], tokens: usize, d: usize) -> (Vec<f64>, Vec<f64>) {
+        let scale = (d as f64).powf(-0.5);
+        let part = |token: usize, part: usize, c: usize| f64::from(qkv[token * 3 * d + part * d + c]);
+        let dot = |f: &dyn Fn(usize) -> f64| (0..d).map(f).sum::<f64>();
+        let (mut out, mut dqkv) = (vec![0f64; tokens * d], vec![0f64; tokens * 3 * d]);
+        for i in 0..tokens {
+            let exponentials: Vec<f64> =
+                (0..tokens).map(|j| (scale * dot(&|c| part(i, 0, c) * part(j, 1, c))).exp()).collect();
+            let total: f64 = exponentials.iter().sum();
+            let weights: Vec<f64> = exponentials.iter().map(|e| e / total).collect();
+            let slopes: Vec<f64> = (0..tokens).map(|j| dot(&|c| f64::from(dout[i * d + c]) * part(j, 2, c))).collect();
+            let mean: f64 = weights.iter().zip(&slopes).map(|(w, s)| w * s).sum();
+            for j in 0..tokens {
+                let slope = scale * weights[j] * (slopes[j] - mean);
+                for c in 0..d {
+                    out[i * d + c] += weights[j] * part(j, 2, c);
+                    dqkv[i * 3 * d + c] += slope * part(j, 1, c);
+                    dqkv[j * 3 * d + d + c] += slope * part(i, 0, c);
+                    dqkv[j * 3 * d + 2 * d + c] += weights[j] * f64::from(dout[i * d + c]);
+                }
+            }
+        }
+        (out, dqkv)
+    }
+
+    fn worst(ours: &[f32], defined: &[f64]) -> f64 {
+        ours.iter().zip(defined).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+    }
+
+    /// More tokens than a group of queries has, and more tokens or channels than a block of a product.
+    #[test]
+    fn every_instruction_set_computes_it_by_its_definition() {
+        for (tokens, d) in [(1, 1), (5, 3), (61, 16), (420, 20), (30, 400)] {
+            let wave = |len: usize, step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<f32>>();
+            let (qkv, dout) = (wave(tokens * 3 * d, 0.73), wave(tokens * d, 0.41));
+            let (expected, gradient) = defined(&qkv, &dout, tokens, d);
+            let shape = Heads { batch: 1, heads: 1, tokens, width: d, d };
+            for kind in Kind::available() {
+                let (mut out, mut dqkv) = (vec![f32::NAN; tokens * d], vec![f32::NAN; tokens * 3 * d]);
+                with_scratch(|scratch| {
+                    let (out, dqkv) = (out.as_mut_ptr(), dqkv.as_mut_ptr());
+                    // SAFETY: the instructions are there, and all slices are as long as one head of one image.
+                    unsafe {
+                        let task = Forward { shape: &shape, qkv: &qkv, relative: None, index: 0, out, scratch };
+                        dispatch_on(kind, task);
+                        let task = Backward { shape: &shape, qkv: &qkv, dout: &dout, index: 0, dqkv, scratch };
+                        dispatch_on(kind, task);
+                    }
+                });
+                // Sums of up to 420 products of values up to 1, in f32.
+                assert!(worst(&out, &expected) < 2e-6, "{kind:?}, {tokens} × {d}: {}", worst(&out, &expected));
+                assert!(worst(&dqkv, &gradient) < 1e-5, "{kind:?}, {tokens} × {d}: {}", worst(&dqkv, &gradient));
+            }
+        }
     }
 }

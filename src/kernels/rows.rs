@@ -1,68 +1,64 @@
-//! Softmax over rows in a task's scratch.
+//! Softmax over rows of a strip, in a task's scratch.
 
+use super::gemm::Strip;
 use super::normal::exp;
 use super::simd::{Simd, vectors};
 
-/// exp(x − max) / Σ, in place.
+/// exp(x − max) of a row, in place; returns their sum.
 ///
 /// # Safety
-/// [`Simd`]'s; `row` holds `len` values.
+/// [`Simd`]'s; the row exists.
 #[inline(always)]
-pub(super) unsafe fn softmax<S: Simd>(row: *mut f32, len: usize) {
-    // SAFETY: the caller's.
+pub(super) unsafe fn exponentials<S: Simd>(strip: Strip, row: usize) -> f32 {
+    // SAFETY: the caller's; a strip's rows may be read and written to the end of a vector.
     unsafe {
         let mut most = S::splat(f32::NEG_INFINITY);
-        let mut at = 0;
-        while at + S::LANES <= len {
-            most = S::max(S::load(row.add(at)), most);
-            at += S::LANES;
+        for block in strip.blocks() {
+            let x = strip.place(row, block.start);
+            vectors!(S, block.len(), |i, n| {
+                let value = S::load(x.add(i));
+                most = S::max(if n == S::LANES { value } else { S::first(n, value, most) }, most);
+            });
         }
-        let mut most = S::largest(most);
-        for i in at..len {
-            most = most.max(*row.add(i));
+        let most = S::splat(-S::largest(most));
+        let mut total = S::splat(0.0);
+        for block in strip.blocks() {
+            let x = strip.place(row, block.start);
+            vectors!(S, block.len(), |i, n| {
+                let e = exp::<S>(S::add(S::load(x.add(i)), most));
+                S::store(x.add(i), e);
+                total = S::add(total, if n == S::LANES { e } else { S::first(n, e, S::splat(0.0)) });
+            });
         }
-        let (most, mut total) = (S::splat(-most), S::splat(0.0));
-        vectors!(S, len, |i, n| {
-            let e = exp::<S>(S::add(load::<S>(row.add(i), n), most));
-            store::<S>(row.add(i), n, e);
-            // Lanes beyond the row are exp(−max), which is not part of the sum.
-            total = S::add(total, if n == S::LANES { e } else { load::<S>(row.add(i), n) });
-        });
-        let scale = S::splat(1.0 / S::sum(total));
-        vectors!(S, len, |i, n| {
-            store::<S>(row.add(i), n, S::mul(load::<S>(row.add(i), n), scale));
-        });
+        S::sum(total)
     }
 }
 
-/// Gradient of [`softmax`]'s input from its output p and the gradient of that, in place: p·(dp − Σ p·dp).
+/// Makes softmax's output p of its exponentials, multiplying by `scale`, and of that output's gradient dp the gradient of its
+/// input: p·(dp − Σ p·dp). Both in place.
 ///
 /// # Safety
-/// [`Simd`]'s; both hold `len` values.
+/// [`Simd`]'s; the row exists in both, which are of one shape.
 #[inline(always)]
-pub(super) unsafe fn softmax_gradient<S: Simd>(p: *const f32, dp: *mut f32, len: usize) {
-    // SAFETY: the caller's.
+pub(super) unsafe fn softmax_gradient<S: Simd>(exponentials: Strip, slopes: Strip, row: usize, scale: f32) {
+    // SAFETY: as above.
     unsafe {
         let mut total = S::splat(0.0);
-        vectors!(S, len, |i, n| {
-            total = S::fma(load::<S>(p.add(i), n), load::<S>(dp.add(i), n), total);
-        });
-        let mean = S::splat(S::sum(total));
-        vectors!(S, len, |i, n| {
-            let slope = S::sub(load::<S>(dp.add(i), n), mean);
-            store::<S>(dp.add(i), n, S::mul(load::<S>(p.add(i), n), slope));
-        });
+        for block in exponentials.blocks() {
+            let (p, dp) = (exponentials.place(row, block.start), slopes.place(row, block.start));
+            vectors!(S, block.len(), |i, n| {
+                let product = S::mul(S::load(p.add(i)), S::load(dp.add(i)));
+                total = S::add(total, if n == S::LANES { product } else { S::first(n, product, S::splat(0.0)) });
+            });
+        }
+        let (scale, mean) = (S::splat(scale), S::splat(S::sum(total) * scale));
+        for block in exponentials.blocks() {
+            let (p, dp) = (exponentials.place(row, block.start), slopes.place(row, block.start));
+            vectors!(S, block.len(), |i, _n| {
+                let weight = S::mul(S::load(p.add(i)), scale);
+                S::store(p.add(i), weight);
+                S::store(dp.add(i), S::mul(weight, S::sub(S::load(dp.add(i)), mean)));
+            });
+        }
     }
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(from: *const f32, n: usize) -> S::V {
-    // SAFETY: the caller's.
-    unsafe { <f32 as super::simd::Lane>::load::<S>(from, n) }
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(to: *mut f32, n: usize, v: S::V) {
-    // SAFETY: the caller's.
-    unsafe { <f32 as super::simd::Lane>::store::<S>(to, n, v) }
 }

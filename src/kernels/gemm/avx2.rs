@@ -15,21 +15,21 @@ impl Isa for Avx2 {
         panel: Panel,
         (rows, cols, depth): (usize, usize, usize),
         operands: (*const f32, *const f32),
-        out: *mut f32,
+        out: (*mut f32, usize),
         add: bool,
-        asks: &Asks,
+        asks: Option<&Asks>,
     ) {
         macro_rules! tiles {
             ($($n:literal)*) => {
                 match (panel, rows, cols > 8) {
                     // SAFETY: the caller's, and AVX2 is there: `Isa`'s functions are called in its code only.
-                    $((Panel::Rows, $n, true) => unsafe { tile::<$n, 2, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
+                    $((Panel::Rows, $n, true) => unsafe { tile::<$n, 2, ROW_STRIDE>(1, depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Rows, $n, false) => unsafe { tile::<$n, 1, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
+                    $((Panel::Rows, $n, false) => unsafe { tile::<$n, 1, ROW_STRIDE>(1, depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Columns, $n, true) => unsafe { tile::<$n, 2, 1, 6>(depth, operands, out, add, asks) },)*
+                    $((Panel::Columns(step), $n, true) => unsafe { tile::<$n, 2, 1>(step, depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Columns, $n, false) => unsafe { tile::<$n, 1, 1, 6>(depth, operands, out, add, asks) },)*
+                    $((Panel::Columns(step), $n, false) => unsafe { tile::<$n, 1, 1>(step, depth, operands, out, add, asks) },)*
                     _ => debug_assert!(false, "{rows} rows"),
                 }
             };
@@ -38,24 +38,25 @@ impl Isa for Avx2 {
     }
 }
 
-/// W vectors of columns are computed.
+/// W vectors of columns are computed; elements of `a` are ROW apart from row to row and `step` from product to product.
 ///
 /// # Safety
 /// [`Isa::tile`]'s, and AVX2 with FMA.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const N: usize, const W: usize, const ROW: usize, const STEP: usize>(
+unsafe fn tile<const N: usize, const W: usize, const ROW: usize>(
+    step: usize,
     depth: usize,
     (mut a, mut b): (*const f32, *const f32),
-    out: *mut f32,
+    (out, stride): (*mut f32, usize),
     add: bool,
-    asks: &Asks,
+    asks: Option<&Asks>,
 ) {
     let mut sums = [[_mm256_setzero_ps(); W]; N];
     // SAFETY: every offset lies inside the panels the caller promises.
     unsafe {
-        let (steps, pace) = pace(depth, N);
+        let (steps, pace) = pace(asks, depth, N);
         for index in 0..=steps {
-            if index < steps {
+            if let Some(asks) = asks.filter(|_| index < steps) {
                 asks.ask::<Avx2>(index);
             }
             for _ in 0..if index < steps { pace } else { depth - steps * pace } {
@@ -66,13 +67,13 @@ unsafe fn tile<const N: usize, const W: usize, const ROW: usize, const STEP: usi
                         *sum = _mm256_fmadd_ps(value, column, *sum);
                     }
                 }
-                a = a.add(STEP);
+                a = a.add(step);
                 b = b.add(16);
             }
         }
         for (i, sum) in sums.iter_mut().enumerate() {
             for (half, sum) in sum.iter_mut().enumerate() {
-                let to = out.add(i * 16 + half * 8);
+                let to = out.add(i * stride + half * 8);
                 if add {
                     *sum = _mm256_add_ps(_mm256_loadu_ps(to), *sum);
                 }

@@ -15,21 +15,21 @@ impl Isa for Avx512 {
         panel: Panel,
         (rows, cols, depth): (usize, usize, usize),
         operands: (*const f32, *const f32),
-        out: *mut f32,
+        out: (*mut f32, usize),
         add: bool,
-        asks: &Asks,
+        asks: Option<&Asks>,
     ) {
         macro_rules! tiles {
             ($($n:literal)*) => {
                 match (panel, rows, cols > 16) {
                     // SAFETY: the caller's, and AVX-512 is there: `Isa`'s functions are called in its code only.
-                    $((Panel::Rows, $n, true) => unsafe { tile::<$n, 2, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
+                    $((Panel::Rows, $n, true) => unsafe { tile::<$n, 2, ROW_STRIDE>(1, depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Rows, $n, false) => unsafe { tile::<$n, 1, ROW_STRIDE, 1>(depth, operands, out, add, asks) },)*
+                    $((Panel::Rows, $n, false) => unsafe { tile::<$n, 1, ROW_STRIDE>(1, depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Columns, $n, true) => unsafe { tile::<$n, 2, 1, 16>(depth, operands, out, add, asks) },)*
+                    $((Panel::Columns(step), $n, true) => unsafe { tile::<$n, 2, 1>(step, depth, operands, out, add, asks) },)*
                     // SAFETY: as above.
-                    $((Panel::Columns, $n, false) => unsafe { tile::<$n, 1, 1, 16>(depth, operands, out, add, asks) },)*
+                    $((Panel::Columns(step), $n, false) => unsafe { tile::<$n, 1, 1>(step, depth, operands, out, add, asks) },)*
                     _ => debug_assert!(false, "{rows} rows"),
                 }
             };
@@ -50,24 +50,25 @@ impl Isa for Avx512 {
     }
 }
 
-/// W vectors of columns are computed.
+/// W vectors of columns are computed; elements of `a` are ROW apart from row to row and `step` from product to product.
 ///
 /// # Safety
 /// [`Isa::tile`]'s, and AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-unsafe fn tile<const N: usize, const W: usize, const ROW: usize, const STEP: usize>(
+unsafe fn tile<const N: usize, const W: usize, const ROW: usize>(
+    step: usize,
     depth: usize,
     (mut a, mut b): (*const f32, *const f32),
-    out: *mut f32,
+    (out, stride): (*mut f32, usize),
     add: bool,
-    asks: &Asks,
+    asks: Option<&Asks>,
 ) {
     let mut sums = [[_mm512_setzero_ps(); W]; N];
     // SAFETY: every offset lies inside the panels the caller promises.
     unsafe {
-        let (steps, pace) = pace(depth, N);
+        let (steps, pace) = pace(asks, depth, N);
         for index in 0..=steps {
-            if index < steps {
+            if let Some(asks) = asks.filter(|_| index < steps) {
                 asks.ask::<Avx512>(index);
             }
             for _ in 0..if index < steps { pace } else { depth - steps * pace } {
@@ -78,13 +79,13 @@ unsafe fn tile<const N: usize, const W: usize, const ROW: usize, const STEP: usi
                         *sum = _mm512_fmadd_ps(value, column, *sum);
                     }
                 }
-                a = a.add(STEP);
+                a = a.add(step);
                 b = b.add(32);
             }
         }
         for (i, sum) in sums.iter_mut().enumerate() {
             for (half, sum) in sum.iter_mut().enumerate() {
-                let to = out.add(i * 32 + half * 16);
+                let to = out.add(i * stride + half * 16);
                 if add {
                     *sum = _mm512_add_ps(_mm512_loadu_ps(to), *sum);
                 }

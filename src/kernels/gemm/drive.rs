@@ -167,7 +167,7 @@ impl Job<'_> {
     fn is_worth_packing(&self, columns: usize, threads: usize) -> bool {
         // Turning B costs more than copying it, and happens once anyway where shares have columns of their own.
         let turned = self.b.is_turned_to_pack() && columns < 2 * threads;
-        self.a.panel() == Panel::Rows && (self.shape.0 >= MANY_ROWS || turned)
+        !self.a.has_columns() && (self.shape.0 >= MANY_ROWS || turned)
     }
 }
 
@@ -184,14 +184,14 @@ impl Packing {
 }
 
 impl Operand {
-    /// In what order panels of an A are packed: as they can be copied.
-    fn panel(&self) -> Panel {
+    /// Whether panels of an A are packed column by column, as they can be copied.
+    fn has_columns(&self) -> bool {
         let (row, column) = match self {
             Self::F32(view) => view.strides,
             Self::Bf16(view) => view.strides,
-            Self::Packed(_) => return Panel::Rows,
+            Self::Packed(_) => return false,
         };
-        if row == 1 && column != 1 { Panel::Columns } else { Panel::Rows }
+        row == 1 && column != 1
     }
 
     /// Whether a B has to be transposed as it is packed.
@@ -245,9 +245,14 @@ pub(super) fn blocks(k: usize) -> usize {
     k.div_ceil(DEPTH).max(1)
 }
 
-/// Block `index` of the inner dimension. Boundaries are multiples of 16, so that only the last block has an odd end.
-fn span(k: usize, index: usize) -> Range<usize> {
-    let step = k.div_ceil(blocks(k)).next_multiple_of(16);
+/// Length of every block of the inner dimension but the last: a multiple of 32, so of any tile's width.
+pub(super) fn step(k: usize) -> usize {
+    k.div_ceil(blocks(k)).next_multiple_of(32)
+}
+
+/// Block `index` of the inner dimension.
+pub(super) fn span(k: usize, index: usize) -> Range<usize> {
+    let step = step(k);
     (index * step).min(k)..((index + 1) * step).min(k)
 }
 
@@ -270,7 +275,7 @@ impl Share<'_, '_> {
         let (m, n, k) = job.shape;
         let blocks = blocks(k);
         let tile = I::ROWS * I::COLS;
-        let panel = job.a.panel();
+        let panel = if job.a.has_columns() { Panel::Columns(I::COLUMN_STRIDE) } else { Panel::Rows };
         let a = scratch.a.of((I::ROWS * ROW_STRIDE).max(DEPTH * I::COLUMN_STRIDE));
         let b = scratch.b.of(columns.len() * I::COLS * DEPTH);
         // Sums wait here between blocks of the inner dimension; with a single block, one tile is enough.
@@ -313,6 +318,8 @@ impl Share<'_, '_> {
                     };
                     let at = if blocks > 1 { (i - rows.start) * columns.len() + j - columns.start } else { 0 };
                     let cols = I::COLS.min(n - j * I::COLS);
+                    // A tile nothing is done to goes straight to its place, and is added up there.
+                    let place = job.finish.place::<I>((taken.start, j * I::COLS), cols, blocks);
                     let sums = sums.wrapping_add(at * tile);
                     let mut asks = Asks::nothing(sums);
                     let column = below.1 + (j - columns.start) * depth / columns.len();
@@ -334,13 +341,17 @@ impl Share<'_, '_> {
                     }
                     piece.start += taken.len() * 32;
                     row += 1;
-                    if block + 1 == blocks {
+                    if block + 1 == blocks || place.is_some() {
                         job.finish.ask(taken.start, j * I::COLS, &mut asks);
                     }
                     // SAFETY: packed panels and the tile of sums are inside their buffers, and the tile of C inside C.
                     unsafe {
-                        I::tile(panel, (taken.len(), cols, depth), (a, b), sums, block > 0, &asks);
-                        if block + 1 == blocks {
+                        let (to, add) = match place {
+                            Some(place) => (place, block > 0 || job.finish.accumulate),
+                            None => ((sums, I::COLS), block > 0),
+                        };
+                        I::tile(panel, (taken.len(), cols, depth), (a, b), to, add, Some(&asks));
+                        if block + 1 == blocks && place.is_none() {
                             job.finish.tile::<I>(sums, (taken.start, taken.len()), (j * I::COLS, cols));
                         }
                     }

@@ -95,6 +95,20 @@ impl Finish<'_> {
         }
     }
 
+    /// Where in C the tile from `at` on lies, and how far apart its rows are, if all there is to do is to put it, or the one
+    /// block it is the sum of, there or to add it.
+    #[inline(always)]
+    pub(super) fn place<I: Isa>(&self, at: (usize, usize), cols: usize, blocks: usize) -> Option<(*mut f32, usize)> {
+        let Pointer::F32(c) = self.c.at else { return None };
+        let plain = self.alpha == 1.0
+            && self.bias.is_none()
+            && self.residual.is_none()
+            && matches!(self.activation, Activation::None)
+            && (!self.accumulate || blocks == 1)
+            && cols == I::COLS;
+        plain.then(|| (c.wrapping_add(at.0 * self.c.stride + at.1), self.c.stride))
+    }
+
     /// Writes `tile` (rows, I::COLS), of which `cols` columns count, to C from (row, column) on.
     ///
     /// # Safety

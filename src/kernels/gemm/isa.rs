@@ -17,8 +17,9 @@ pub(super) const ROW_STRIDE: usize = DEPTH + 16;
 pub(in crate::kernels) enum Panel {
     /// Row by row, `ROW_STRIDE` apart.
     Rows,
-    /// Column by column, [`Isa::COLUMN_STRIDE`] apart.
-    Columns,
+    /// Column by column, so far apart: [`Isa::COLUMN_STRIDE`] when packed so, or `ROW_STRIDE`, which is `Rows` seen as its
+    /// transpose.
+    Columns(usize),
 }
 
 /// Memory that will be needed: a line at `at` and one `twin` bytes from it, and as many at every `step` bytes from there.
@@ -62,11 +63,11 @@ impl Asks {
     }
 }
 
-/// How many steps of [`Asks`] there are in a tile of `rows`, and how many products between two, so that the last is asked
+/// How many steps of `asks` there are in a tile of `rows`, and how many products between two, so that the last is asked
 /// for a while before the tile is done. A tile that is not that deep asks for nothing.
 #[inline(always)]
-pub(super) fn pace(depth: usize, rows: usize) -> (usize, usize) {
-    let pace = depth / (rows + rows / 4 + 1);
+pub(super) fn pace(asks: Option<&Asks>, depth: usize, rows: usize) -> (usize, usize) {
+    let pace = if asks.is_none() { 0 } else { depth / (rows + rows / 4 + 1) };
     (if pace == 0 { 0 } else { rows }, pace)
 }
 
@@ -80,7 +81,7 @@ pub(in crate::kernels) trait Isa: Simd {
     const COLUMN_STRIDE: usize;
 
     /// `out = a·b`, or `out += a·b` with `add`: `a` is a packed panel of `rows` rows, `b` is (depth, COLS), `out`
-    /// (rows, COLS), for `shape` (rows, columns that count, depth). Meanwhile it asks for `asks`.
+    /// (rows, COLS), its rows `stride` apart, for `shape` (rows, columns that count, depth). Meanwhile it asks for `asks`.
     ///
     /// # Safety
     /// `1 ≤ rows ≤ ROWS`, `1 ≤ columns ≤ COLS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
@@ -88,9 +89,9 @@ pub(in crate::kernels) trait Isa: Simd {
         panel: Panel,
         shape: (usize, usize, usize),
         operands: (*const f32, *const f32),
-        out: *mut f32,
+        out: (*mut f32, usize),
         add: bool,
-        asks: &Asks,
+        asks: Option<&Asks>,
     );
 
     /// `to[i · to_stride + j] = from[j · from_stride + i]` for i < `counts.0` and j < `counts.1`, zero for the other j < 16.

@@ -34,12 +34,14 @@ mod packed;
 mod portable;
 mod product;
 mod serial;
+mod strip;
 
 pub(super) use isa::Isa;
 pub use mat::{Mat, MatMut, Stored, Values, ValuesMut};
 pub use packed::Packed;
 pub use product::{Factor, Product};
 pub(super) use serial::{Number, Scratch, product, with_scratch};
+pub(super) use strip::{Right, Strip, evenly};
 
 /// Why a product could not be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -32,7 +32,7 @@ impl<T> View<T> {
         let [row_apart, column_apart] = [self.strides.0, self.strides.1].map(|stride| stride * size_of::<T>());
         match panel {
             Panel::Rows => Ask { at: at(row), twin: 64, step: row_apart },
-            Panel::Columns => Ask { at: at(row + rows - 1), twin: column_apart, step: 2 * column_apart },
+            Panel::Columns(_) => Ask { at: at(row + rows - 1), twin: column_apart, step: 2 * column_apart },
         }
     }
 
@@ -60,7 +60,7 @@ pub(super) unsafe fn pack_a<I: Isa, T: Lane>(
     unsafe {
         match panel {
             Panel::Rows => pack_rows::<I, T>(a, rows, span, to),
-            Panel::Columns => pack_columns::<I, T>(a, m, rows, span, to),
+            Panel::Columns(apart) => pack_columns::<I, T>(a, m, rows, span, (to, apart)),
         }
     }
 }
@@ -88,21 +88,27 @@ unsafe fn pack_rows<I: Isa, T: Lane>(a: View<T>, rows: Range<usize>, span: Range
     }
 }
 
-/// Packs a panel of A column by column, `COLUMN_STRIDE` apart: rows `rows`, columns `span`. A's columns are contiguous, `m`
+/// Packs a panel of A column by column, `apart`: rows `rows`, columns `span`. A's columns are contiguous, `m`
 /// long.
 ///
 /// # Safety
 /// The elements exist, and `to` has room for `span.len()` columns.
 #[inline(always)]
-unsafe fn pack_columns<I: Isa, T: Lane>(a: View<T>, m: usize, rows: Range<usize>, span: Range<usize>, to: *mut f32) {
+unsafe fn pack_columns<I: Isa, T: Lane>(
+    a: View<T>,
+    m: usize,
+    rows: Range<usize>,
+    span: Range<usize>,
+    (to, apart): (*mut f32, usize),
+) {
     // A whole vector is copied sooner than a part of one; nobody looks at the rest.
-    let whole = I::COLUMN_STRIDE == I::LANES && rows.start + I::LANES <= m;
+    let whole = apart == I::LANES && rows.start + I::LANES <= m;
     let count = if whole { I::LANES } else { rows.len() };
     for (d, column) in span.enumerate() {
         // SAFETY: the caller's; a panel's rows fit a vector, and a prefetch never faults.
         unsafe {
             I::prefetch(a.at.wrapping_add(rows.start + (column + AHEAD) * a.strides.1).cast());
-            let (from, to) = (a.pointer(rows.start, column), to.add(d * I::COLUMN_STRIDE));
+            let (from, to) = (a.pointer(rows.start, column), to.add(d * apart));
             f32::store::<I>(to, count, T::load::<I>(from, count));
         }
     }

@@ -13,13 +13,13 @@ impl Isa for Portable {
         panel: Panel,
         (rows, _, depth): (usize, usize, usize),
         (a, b): (*const f32, *const f32),
-        out: *mut f32,
+        (out, stride): (*mut f32, usize),
         add: bool,
-        _asks: &Asks,
+        _asks: Option<&Asks>,
     ) {
         let (row, step) = match panel {
             Panel::Rows => (ROW_STRIDE, 1),
-            Panel::Columns => (1, Self::COLUMN_STRIDE),
+            Panel::Columns(step) => (1, step),
         };
         // SAFETY: the caller's; rows beyond `rows` are neither read nor written.
         unsafe {
@@ -33,7 +33,7 @@ impl Isa for Portable {
             }
             for (i, sum) in sums.into_iter().enumerate().take(rows) {
                 for (half, sum) in sum.into_iter().enumerate() {
-                    let to = out.add(i * Self::COLS + half * Self::LANES);
+                    let to = out.add(i * stride + half * Self::LANES);
                     Self::store(to, if add { Self::add(Self::load(to), sum) } else { sum });
                 }
             }

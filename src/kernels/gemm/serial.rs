@@ -19,6 +19,18 @@ struct Line([f32; 16]);
 pub(in crate::kernels) struct Room(Vec<Line>);
 
 impl Room {
+    /// Room for several, each from the beginning of a line.
+    pub(in crate::kernels) fn parts<const N: usize>(&mut self, sizes: [usize; N]) -> [*mut f32; N] {
+        let mut end = 0;
+        let starts = sizes.map(|size| {
+            let start = end;
+            end += size.next_multiple_of(16);
+            start
+        });
+        let at = self.of(end);
+        starts.map(|start| at.wrapping_add(start))
+    }
+
     /// Room for `values` values, whatever they are.
     pub(in crate::kernels) fn of(&mut self, values: usize) -> *mut f32 {
         let lines = values.div_ceil(16);
@@ -38,7 +50,7 @@ pub(in crate::kernels) struct Scratch {
     /// The whole of a B, packed for all threads.
     pub(super) shared: Room,
     /// The kernel's own.
-    pub(in crate::kernels) free: [Room; 4],
+    pub(in crate::kernels) free: Room,
 }
 
 /// Hands `f` this thread's buffers.

@@ -129,6 +129,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn first(n: usize, v: __m256, rest: __m256) -> __m256 {
+        unsafe { _mm256_blendv_ps(rest, v, _mm256_castsi256_ps(first(n))) }
+    }
+
+    #[inline(always)]
     unsafe fn power_of_two(v: __m256) -> __m256 {
         unsafe {
             let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(v));

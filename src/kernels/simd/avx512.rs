@@ -132,6 +132,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn first(n: usize, v: __m512, rest: __m512) -> __m512 {
+        unsafe { _mm512_mask_mov_ps(rest, first(n), v) }
+    }
+
+    #[inline(always)]
     unsafe fn power_of_two(v: __m512) -> __m512 {
         unsafe {
             let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(v));

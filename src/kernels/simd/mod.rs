@@ -52,6 +52,8 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn abs(v: Self::V) -> Self::V;
     /// `a < b ? then : otherwise`.
     unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V;
+    /// The first `n` lanes of `v`, then those of `rest`.
+    unsafe fn first(n: usize, v: Self::V, rest: Self::V) -> Self::V;
     /// `2ⁿ`, where the low bits of `v`'s significand are the integer n.
     unsafe fn power_of_two(v: Self::V) -> Self::V;
 

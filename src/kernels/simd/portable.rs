@@ -112,6 +112,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn first(n: usize, v: Lanes, rest: Lanes) -> Lanes {
+        std::array::from_fn(|i| if i < n { v[i] } else { rest[i] })
+    }
+
+    #[inline(always)]
     unsafe fn power_of_two(v: Lanes) -> Lanes {
         v.map(|v| f32::from_bits((v.to_bits() << 23).wrapping_add(1f32.to_bits())))
     }
