@@ -8,7 +8,7 @@ use super::simd::{Isa, Lane, Task, dispatch, vectors};
 pub(super) const ROWS: usize = 32;
 
 /// Adds to (or, when `fresh`, puts in) `sums` the sum over rows of (R, C).
-pub(super) fn add_rows<T: Lane>(x: &[T], sums: &mut [f32], fresh: bool) {
+pub(super) fn add_rows(x: &[f32], sums: &mut [f32], fresh: bool) {
     let c = sums.len();
     let partial: Vec<Vec<f32>> = x
         .par_chunks(ROWS * c)
@@ -33,12 +33,12 @@ pub(super) fn merge(partial: &[Vec<f32>], sums: &mut [f32], fresh: bool) {
     }
 }
 
-struct AddRows<'a, T> {
-    rows: &'a [T],
+struct AddRows<'a> {
+    rows: &'a [f32],
     sums: &'a mut [f32],
 }
 
-impl<T: Lane> Task for AddRows<'_, T> {
+impl Task for AddRows<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -49,7 +49,7 @@ impl<T: Lane> Task for AddRows<'_, T> {
             // SAFETY: the instructions are there, and both hold `c` values.
             unsafe {
                 vectors!(S, c, |i, n| {
-                    let sum = S::add(f32::load::<S>(sums.add(i), n), T::load::<S>(row.add(i), n));
+                    let sum = S::add(f32::load::<S>(sums.add(i), n), f32::load::<S>(row.add(i), n));
                     f32::store::<S>(sums.add(i), n, sum);
                 });
             }

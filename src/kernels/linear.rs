@@ -4,7 +4,6 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::columns;
 use super::gemm::{Factor, GemmError, Mat, MatMut, Packed, Product, Values, ValuesMut};
 use super::slices::{self, Element, by_dtype, read, write};
 
@@ -157,21 +156,20 @@ pub(crate) fn backward_parameters(
     }
     let (width, inner) = dweight.dims2()?;
     let rows = x.elem_count() / inner;
+    // Both gradients may lie in one buffer, of which one at a time can be written.
+    let mut sums = vec![0f32; width];
     with_values(x, |x| {
         with_values(dy, |dy| {
             let mut done = Ok(());
             write::<f32>(dweight, NAME, |dweight| {
                 let (dy, x) = (Mat::new(dy, rows, width).t(), Mat::new(x, rows, inner));
-                let product = Product::new(dy, x, MatMut::new(dweight, width, inner));
+                let product = Product::new(dy, x, MatMut::new(dweight, width, inner)).row_sums(&mut sums);
                 done = if fresh { product.run() } else { product.accumulate().run() };
             })?;
             done.map_err(wrong)
         })
     })?;
-    by_dtype!(dy, NAME, T => {
-        let dy = read::<T>(dy, NAME)?;
-        write::<f32>(dbias, NAME, |dbias| columns::add_rows(&dy, dbias, fresh))
-    })
+    slices::accumulate(dbias, &slices::tensor(sums, width)?, fresh)
 }
 
 /// The shape of `x`, whose last axis is `inner`, with `width` in its place.

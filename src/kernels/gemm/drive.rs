@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::finish::Finish;
 use super::isa::{Ask, Asks, DEPTH, Isa, Panel, ROW_STRIDE};
-use super::pack::{View, pack_a, pack_b};
+use super::pack::{View, add_rows, pack_a, pack_b};
 use super::serial::{Scratch, with_scratch};
 use crate::kernels::simd::{Kind, Task, dispatch_on};
 
@@ -27,6 +27,8 @@ pub(super) struct Job<'a> {
     pub(super) shape: (usize, usize, usize),
     pub(super) a: Operand,
     pub(super) b: Operand,
+    /// m values.
+    pub(super) row_sums: Option<*mut f32>,
     pub(super) finish: Finish<'a>,
 }
 
@@ -303,12 +305,15 @@ impl Share<'_, '_> {
             for i in rows.clone() {
                 let below = if i + 1 < rows.end { (start(i + 1), span.start) } else { (start(rows.start), next.start) };
                 let taken = start(i)..start(i + 1);
-                // SAFETY: the panel is inside A, and inside its buffer.
+                // SAFETY: the panel is inside A, and inside its buffer; its rows are in no other share with the first columns.
                 unsafe {
                     match job.a {
                         Operand::F32(view) => pack_a::<I, f32>(view, (panel, m), taken.clone(), span.clone(), a),
                         Operand::Bf16(view) => pack_a::<I, bf16>(view, (panel, m), taken.clone(), span.clone(), a),
                         Operand::Packed(_) => {}
+                    }
+                    if let Some(sums) = job.row_sums.filter(|_| columns.start == 0) {
+                        add_rows::<I>((a, panel), (taken.len(), depth), sums.add(taken.start), block > 0);
                     }
                 }
                 for j in columns.clone() {

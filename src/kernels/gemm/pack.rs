@@ -114,6 +114,46 @@ unsafe fn pack_columns<I: Isa, T: Lane>(
     }
 }
 
+/// Puts the sum of each row of a packed panel (rows, depth) in `sums` or, with `add`, adds it to what is there.
+///
+/// # Safety
+/// The panel is packed in a buffer with room for any, and there are as many sums as rows.
+#[inline(always)]
+pub(super) unsafe fn add_rows<I: Isa>(
+    (a, panel): (*const f32, Panel),
+    (rows, depth): (usize, usize),
+    sums: *mut f32,
+    add: bool,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let total = match panel {
+            Panel::Rows => {
+                let mut totals = [0f32; 16];
+                for (i, total) in totals.iter_mut().enumerate().take(rows) {
+                    let mut partial = I::splat(0.0);
+                    vectors!(I, depth, |d, n| {
+                        partial = I::add(partial, f32::load::<I>(a.add(i * ROW_STRIDE + d), n));
+                    });
+                    *total = I::sum(partial);
+                }
+                I::load(totals.as_ptr())
+            }
+            Panel::Columns(apart) => {
+                // Several sums, or each addition would wait for the last.
+                let mut partial = [I::splat(0.0); 4];
+                for d in 0..depth {
+                    // A panel's rows fit a vector; what comes after them is not looked at.
+                    partial[d % 4] = I::add(partial[d % 4], I::load(a.add(d * apart)));
+                }
+                I::add(I::add(partial[0], partial[1]), I::add(partial[2], partial[3]))
+            }
+        };
+        let total = if add { I::add(total, f32::load::<I>(sums, rows)) } else { total };
+        f32::store::<I>(sums, rows, total);
+    }
+}
+
 /// Packs rows `span` of panels `panels` of B, which has `n` columns: each panel (depth, I::COLS), zeros on the right.
 ///
 /// # Safety

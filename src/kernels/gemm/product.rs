@@ -54,6 +54,7 @@ pub struct Product<'a> {
     accumulate: bool,
     bias: Option<&'a [f32]>,
     residual: Option<Mat<'a>>,
+    row_sums: Option<&'a mut [f32]>,
     after: After<'a>,
 }
 
@@ -61,7 +62,8 @@ impl<'a> Product<'a> {
     /// `C = A·B` of (m, k) and (k, n).
     pub fn new(a: Mat<'a>, b: impl Into<Factor<'a>>, c: MatMut<'a>) -> Self {
         let b = b.into();
-        Self { a, b, c, alpha: 1.0, accumulate: false, bias: None, residual: None, after: After::Nothing }
+        let (bias, residual, row_sums) = (None, None, None);
+        Self { a, b, c, alpha: 1.0, accumulate: false, bias, residual, row_sums, after: After::Nothing }
     }
 
     /// Scales the product.
@@ -82,6 +84,12 @@ impl<'a> Product<'a> {
     /// Adds `residual` (m, n), whose rows must be contiguous.
     pub fn residual(self, residual: Mat<'a>) -> Self {
         Self { residual: Some(residual), ..self }
+    }
+
+    /// Puts the sum of each row of A in `sums` (m): the gradient of a bias, when A is that of a layer's output. They are not
+    /// written where C has no columns.
+    pub fn row_sums(self, sums: &'a mut [f32]) -> Self {
+        Self { row_sums: Some(sums), ..self }
     }
 
     /// C becomes GELU (the error-function form) of the sum.
@@ -140,6 +148,9 @@ impl<'a> Product<'a> {
                 _ => Err(bounds(what, mat)),
             }
         };
+        if let Some(sums) = &self.row_sums {
+            shape("the sums of rows", (sums.len(), 1), (m, 1))?;
+        }
         let residual = self.residual.as_ref().map(|residual| rows_of("the residual", residual)).transpose()?;
         let activation = match &mut self.after {
             After::Nothing => Activation::None,
@@ -159,8 +170,9 @@ impl<'a> Product<'a> {
             Factor::Mat(b) => operand(b),
             Factor::Packed(packed) => Operand::Packed(packed.as_ptr()),
         };
-        let job = Job { shape: (m, n, k), a: operand(&self.a), b, finish };
-        // SAFETY: every matrix lies inside its slice; those written are borrowed alone and have rows apart; `kind` is
+        let row_sums = self.row_sums.as_mut().map(|sums| sums.as_mut_ptr());
+        let job = Job { shape: (m, n, k), a: operand(&self.a), b, row_sums, finish };
+        // SAFETY: every matrix lies inside its slice, and so do the sums; those written are borrowed alone and have rows apart; `kind` is
         // detected or a packed operand's, which was.
         unsafe { drive::run(kind, &job) };
         Ok(())
@@ -216,14 +228,19 @@ mod tests {
             let wave = |len: usize, step: f32| (0..len).map(|i| (i as f32 * step).sin()).collect::<Vec<_>>();
             let (a, b, bias) = (wave(m * k, 0.7), wave(k * n, 1.3), wave(n, 0.1));
             let run = |kind: Kind, transposed: bool| {
-                let (mut c, mut kept) = (vec![0f32; m * n], vec![0f32; m * n]);
-                let (a, b) = match transposed {
+                let (mut c, mut kept, mut sums) = (vec![0f32; m * n], vec![0f32; m * n], vec![f32::NAN; m]);
+                let (left, right) = match transposed {
                     true => (Mat::new(&a, k, m).t(), Mat::new(&b, n, k).t()),
                     false => (Mat::new(&a, m, k), Mat::new(&b, k, n)),
                 };
-                let product = Product::new(a, b, MatMut::new(&mut c, m, n)).alpha(0.1).bias(&bias);
-                let done = product.gelu_keeping(MatMut::new(&mut kept, m, n)).run_on(kind);
+                let product = Product::new(left, right, MatMut::new(&mut c, m, n)).alpha(0.1).bias(&bias);
+                let done = product.gelu_keeping(MatMut::new(&mut kept, m, n)).row_sums(&mut sums).run_on(kind);
                 assert_eq!(done, Ok(()));
+                for (i, sum) in sums.iter().enumerate() {
+                    let row = (0..k).map(|d| f64::from(a[if transposed { d * m + i } else { i * k + d }]));
+                    // Up to 513 values of at most 1.
+                    assert!((f64::from(*sum) - row.sum::<f64>()).abs() < 1e-4, "{kind:?} {m}×{n}×{k}, row {i}");
+                }
                 (c, kept)
             };
             for transposed in [false, true] {

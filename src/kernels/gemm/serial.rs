@@ -102,7 +102,7 @@ pub(in crate::kernels) unsafe fn product<I: Isa>(
     scratch: &mut Scratch,
 ) {
     let finish = Finish { c, alpha, accumulate: add, bias: None, residual: None, activation: Activation::None };
-    let job = Job { shape: (m, n, k), a, b, finish };
+    let job = Job { shape: (m, n, k), a, b, row_sums: None, finish };
     let panels = (m.div_ceil(I::ROWS), n.div_ceil(I::COLS));
     // SAFETY: the caller's.
     unsafe { Share { job: &job, panels, rows: 0..panels.0, columns: 0..panels.1, scratch }.compute::<I>() }
