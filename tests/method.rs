@@ -250,12 +250,16 @@ fn targets_predictions_losses_and_every_gradient_agree_with_the_authors_code() {
         let (report, seen) = gradients(&mut step, &[reference.batch(0)]).unwrap();
         let seen = seen.unwrap();
 
-        reference.agrees("step0.mask", &seen.hidden, 0.0);
+        let patches = (reference.number("img") / reference.number("patch")).pow(2);
+        let visible = (patches as f64 * (1.0 - reference.real("mask_ratio"))) as u32;
+        let hidden: Vec<bool> = seen.restore.iter().map(|place| *place >= visible).collect();
+        let mask: Vec<f32> = hidden.iter().map(|hidden| f32::from(*hidden)).collect();
+        reference.agrees("step0.mask", &mask, 0.0);
         let restore: Vec<f32> = seen.restore.iter().map(|place| *place as f32).collect();
         reference.agrees("step0.ids_restore", &restore, 0.0);
         let raw = reference.get("base.feature_target_raw");
-        let (tokens, width) = (reference.number("img") / reference.number("patch"), reference.number("base_dim"));
-        let expected = patch_normalised(&raw, tokens * tokens, width);
+        let width = reference.number("base_dim");
+        let expected = patch_normalised(&raw, patches, width);
         close("normalised features", &flat(&seen.feature_target.unwrap()), &expected, ACTIVATIONS);
         if let Some((logits, rows)) = &seen.attention_target {
             reference.agrees("base.attention_target_logits", &flat(logits), ACTIVATIONS);
@@ -268,10 +272,11 @@ fn targets_predictions_losses_and_every_gradient_agree_with_the_authors_code() {
             reference.agrees("step0.attention_pred_logits", &flat(&seen.attention_prediction.unwrap()), ACTIVATIONS);
         }
         reference.agrees("step0.adapter_out", &flat(&seen.latent), ACTIVATIONS);
-        let prediction = seen.feature_prediction.unwrap();
-        let patches = prediction.dim(1).unwrap() - 1;
-        let prediction = flat(&prediction.narrow(1, 1, patches).unwrap().contiguous().unwrap());
-        reference.agrees("step0.feature_pred", &prediction, ACTIVATIONS);
+        // The loss looks at the hidden patches alone.
+        let theirs = reference.get("step0.feature_pred");
+        let rows = theirs.chunks_exact(width).zip(&hidden).filter(|(_, hidden)| **hidden);
+        let theirs: Vec<f32> = rows.flat_map(|(row, _)| row.to_vec()).collect();
+        close("feature predictions", &flat(&seen.feature_prediction.unwrap()), &theirs, ACTIVATIONS);
 
         let history = &reference.settings["history"][0];
         close("loss", &[report.loss as f32], &[history["loss"].as_f64().unwrap() as f32], ACTIVATIONS);
@@ -574,6 +579,7 @@ fn what_does_not_fit_together_is_refused_with_a_reason() {
         (Method { blocks_per_group: 4, ..method() }, Some(&base), &vit, "blocks_per_group"),
         (Method { mask_ratio: 1.0, ..method() }, Some(&base), &vit, "mask_ratio"),
         (Method { mask_ratio: f64::NAN, ..method() }, Some(&base), &vit, "mask_ratio"),
+        (Method { mask_ratio: 0.0, ..method() }, Some(&base), &vit, "hides no patch"),
         (Method { initialise: Initialise::Base, ..method() }, Some(&base), &wider, "cls_token"),
         (Method { decoder: DecoderShape { width: 16, depth: 2, heads: 3 }, ..method() }, Some(&base), &vit, "heads"),
     ] {

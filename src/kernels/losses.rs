@@ -15,50 +15,40 @@ pub(crate) struct Loss {
     pub(crate) gradient: Tensor,
 }
 
-/// Squared error, mean over channels, then mean over the masked patches (`models_tec_vit.py:434-437` upstream).
+/// Squared error, mean over channels, then over patches: given those the mask hides, `models_tec_vit.py:434-437` upstream.
 ///
-/// `prediction` is (B, 1 + L, C), its class row is dropped; `target` (B, L, C), f32; `mask` (B, L), f32, 1 where hidden.
-/// The gradient, multiplied by `weight`, has the type of the prediction.
-pub(crate) fn masked_squared_error(prediction: &Tensor, target: &Tensor, mask: &Tensor, weight: f64) -> Result<Loss> {
+/// `prediction` and `target` (f32) are (B, L, C). The gradient, multiplied by `weight`, has the type of the prediction.
+pub(crate) fn squared_error(prediction: &Tensor, target: &Tensor, weight: f64) -> Result<Loss> {
     #[cfg(feature = "cuda")]
     if prediction.device().is_cuda() {
-        return super::cuda::losses::masked_squared_error(prediction, target, mask, weight);
+        return super::cuda::losses::squared_error(prediction, target, weight);
     }
-    let (batch, tokens, c) = prediction.dims3()?;
-    if target.dims() != [batch, tokens - 1, c] || mask.dims() != [batch, tokens - 1] {
-        candle_core::bail!("{NAME}: {:?} against {:?}, mask {:?}", prediction.dims(), target.dims(), mask.dims());
+    let (batch, patches, c) = prediction.dims3()?;
+    if target.dims() != prediction.dims() || batch * patches * c == 0 {
+        candle_core::bail!("{NAME}: {:?} against {:?}", prediction.dims(), target.dims());
     }
     by_dtype!(prediction, NAME, T => {
-        let (values, target, mask) = (read::<T>(prediction, NAME)?, read::<f32>(target, NAME)?, read::<f32>(mask, NAME)?);
-        let masked: f64 = mask.iter().map(|m| f64::from(*m)).sum();
+        let (values, target) = (read::<T>(prediction, NAME)?, read::<f32>(target, NAME)?);
+        let rows = (batch * patches) as f64;
+        let scale = (2.0 * weight / (rows * c as f64)) as f32;
         let mut sums: Vec<f64> = Vec::new();
         let gradient = slices::filled::<T>(values.len(), |gradient| {
+            let parts = values.par_chunks(patches * c).zip(target.par_chunks(patches * c));
             sums = gradient
-                .par_chunks_mut(tokens * c)
-                .enumerate()
-                .map(|(image, gradient)| {
-                    let values = &values[image * tokens * c..][..tokens * c];
-                    let mut sum = 0f64;
-                    for j in 1..tokens {
-                        let at = image * (tokens - 1) + j - 1;
-                        if mask[at] == 0.0 {
-                            continue;
-                        }
-                        let scale = (2.0 * weight * f64::from(mask[at]) / (masked * c as f64)) as f32;
-                        let (values, target) = (&values[j * c..][..c], &target[at * c..][..c]);
-                        let mut squares = 0f64;
-                        for ((g, x), t) in gradient[j * c..][..c].iter_mut().zip(values).zip(target) {
-                            let difference = x.wide() - t;
-                            squares += f64::from(difference * difference);
-                            *g = T::narrow(difference * scale);
-                        }
-                        sum += squares / c as f64 * f64::from(mask[at]);
+                .par_chunks_mut(patches * c)
+                .zip(parts)
+                .map(|(gradient, (values, target))| {
+                    let mut squares = 0f64;
+                    for ((g, x), t) in gradient.iter_mut().zip(values).zip(target) {
+                        let difference = x.wide() - t;
+                        squares += f64::from(difference * difference);
+                        *g = T::narrow(difference * scale);
                     }
-                    sum
+                    squares / c as f64
                 })
                 .collect();
         });
-        let value = (sums.iter().sum::<f64>() / masked) as f32;
+        let value = (sums.iter().sum::<f64>() / rows) as f32;
         Ok(Loss { value: Tensor::new(value, prediction.device())?, gradient: slices::tensor(gradient, prediction.shape())? })
     })
 }

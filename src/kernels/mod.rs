@@ -41,12 +41,12 @@ pub(crate) use adamw::norm;
 pub use device::{DeviceError, open_device};
 pub use eager::Eager;
 pub(crate) use eager::tensor_of;
-pub(crate) use losses::{Axis, masked_squared_error, normalise, soft_cross_entropy};
+pub(crate) use losses::{Axis, normalise, soft_cross_entropy, squared_error};
 pub use parameters::{Parameters, Slot};
 pub(crate) use row_logits::RowLogits;
 pub(crate) use slices::sum;
 pub use tape::{Tape, Var};
-pub(crate) use tokens::{Restore, patches};
+pub(crate) use tokens::{Restore, hidden_patches, patches};
 
 use crate::model::position::PositionError;
 

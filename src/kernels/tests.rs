@@ -250,8 +250,8 @@ fn logits_of_chosen_rows() {
 }
 
 #[test]
-fn hidden_patches_take_the_mask_token() {
-    let restore = Rc::new(Restore { places: vec![2, 0, 1, 3, 1, 3, 0, 2], patches: 4, kept: 2 });
+fn hidden_patches_take_the_mask_token_and_are_picked_out() {
+    let restore = Rc::new(Restore::new(vec![2, 0, 1, 3, 1, 3, 0, 2], 4, 2));
     let position = wave(5 * 3, 0.9, 0.4);
     let table =
         Tensor::from_vec(position.iter().map(|x| f64::from(*x as f32)).collect::<Vec<_>>(), (1, 5, 3), &Device::Cpu);
@@ -273,6 +273,17 @@ fn hidden_patches_take_the_mask_token() {
             let index = index.unsqueeze(2)?.broadcast_as((2, 4, 3))?.contiguous()?;
             Tensor::cat(&[&class, &patches.gather(&index, 1)?], 1)?.broadcast_add(&table)
         },
+    );
+    check(
+        "hidden patches",
+        &[("x", &[2, 5, 3])],
+        &[],
+        |tape| {
+            let x = tape.parameter("x").unwrap();
+            tape.hidden(x, &restore).unwrap()
+        },
+        // Patches 0 and 3 of the first image, 1 and 3 of the second; token 0 is the class token.
+        |t| t[0].reshape((10, 3))?.index_select(&Tensor::new(&[1u32, 4, 7, 9], &Device::Cpu)?, 0)?.reshape((2, 2, 3)),
     );
 }
 

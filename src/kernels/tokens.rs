@@ -1,4 +1,4 @@
-//! Moving tokens: those a mask leaves visible, and back to their places.
+//! Moving tokens: those a mask leaves visible, back to their places, and those it hides.
 //!
 //! L patches, K of them kept, D channels; token 0 is the class token.
 
@@ -22,6 +22,9 @@ pub(crate) struct Restore {
     /// `places` on the GPU, from the first use on: both decoders and their backward passes ask for them.
     #[cfg(feature = "cuda")]
     pub(super) on_device: std::sync::OnceLock<Tensor>,
+    /// Rows of the hidden patches among those of all images, without and with a class token before each image's.
+    #[cfg(feature = "cuda")]
+    pub(super) hidden_on_device: [std::sync::OnceLock<Tensor>; 2],
 }
 
 impl Restore {
@@ -33,11 +36,29 @@ impl Restore {
             kept,
             #[cfg(feature = "cuda")]
             on_device: std::sync::OnceLock::new(),
+            #[cfg(feature = "cuda")]
+            hidden_on_device: Default::default(),
         }
     }
 
     fn rows(&self, image: usize) -> &[u32] {
         &self.places[image * self.patches..][..self.patches]
+    }
+
+    /// The hidden patches of an image, in its own order.
+    pub(super) fn hidden(&self, image: usize) -> impl Iterator<Item = usize> {
+        let hidden = |(_, place): &(usize, &u32)| **place as usize >= self.kept;
+        self.rows(image).iter().enumerate().filter(hidden).map(|(patch, _)| patch)
+    }
+
+    /// (images, tokens before the patches of each, D) of x (B, P + L, D).
+    fn batch_of(&self, x: &Tensor) -> Result<(usize, usize, usize)> {
+        let (batch, tokens, d) = x.dims3()?;
+        if self.places.len() != batch * self.patches || tokens < self.patches || self.kept >= self.patches {
+            let (known, l, k) = (self.places.len(), self.patches, self.kept);
+            candle_core::bail!("{NAME}: {:?} for {known} places, {k} of {l} visible", x.dims());
+        }
+        Ok((batch, tokens - self.patches, d))
     }
 }
 
@@ -111,6 +132,48 @@ pub(crate) fn unshuffle_backward(dy: &Tensor, restore: &Restore, dtoken: &Tensor
     });
     write::<f32>(dtoken, NAME, |sums| columns::merge(&partial, sums, fresh))?;
     slices::tensor(dx, (batch, kept, d))
+}
+
+/// (B, P + L, D) → (B, L − K, D): the hidden patches, in the order of their images, without the P tokens before them.
+pub(crate) fn hidden_patches(x: &Tensor, restore: &Restore) -> Result<Tensor> {
+    let (batch, prefix, d) = restore.batch_of(x)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::tokens::hidden_patches(x, restore, prefix);
+    }
+    let (tokens, count) = (prefix + restore.patches, restore.patches - restore.kept);
+    by_dtype!(x, NAME, T => {
+        let x = read::<T>(x, NAME)?;
+        let out = slices::filled::<T>(batch * count * d, |out| {
+            out.par_chunks_mut(count * d).enumerate().for_each(|(image, out)| {
+                for (out, patch) in out.chunks_exact_mut(d).zip(restore.hidden(image)) {
+                    out.copy_from_slice(&x[(image * tokens + prefix + patch) * d..][..d]);
+                }
+            });
+        });
+        slices::tensor(out, (batch, count, d))
+    })
+}
+
+/// Gradient of [`hidden_patches`]' x, of so many tokens, from that of its output.
+pub(crate) fn hidden_patches_backward(dy: &Tensor, restore: &Restore, tokens: usize) -> Result<Tensor> {
+    let (batch, count, d) = dy.dims3()?;
+    let prefix = tokens.saturating_sub(restore.patches);
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return super::cuda::tokens::hidden_patches_backward(dy, restore, prefix);
+    }
+    by_dtype!(dy, NAME, T => {
+        let dy = read::<T>(dy, NAME)?;
+        let dx = slices::filled::<T>(batch * tokens * d, |dx| {
+            dx.par_chunks_mut(tokens * d).zip(dy.par_chunks(count * d)).enumerate().for_each(|(image, (dx, dy))| {
+                for (dy, patch) in dy.chunks_exact(d).zip(restore.hidden(image)) {
+                    dx[(prefix + patch) * d..][..d].copy_from_slice(dy);
+                }
+            });
+        });
+        slices::tensor(dx, (batch, tokens, d))
+    })
 }
 
 /// Row of (1 + K, D) that token `j` comes from, if it was visible.

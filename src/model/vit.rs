@@ -144,10 +144,29 @@ impl<'a> Vit<'a> {
 
     /// The block of plain attention whose parameters' names start with `prefix`: its output, and its qkv (B, T, 3·C).
     pub fn block_at<O: Ops>(&self, ops: &mut O, x: &O::Value, prefix: &str) -> Result<(O::Value, O::Value), O::Error> {
+        let (h, qkv) = self.attend(ops, x, prefix)?;
+        Ok((self.end_block(ops, x, &h, prefix)?, qkv))
+    }
+
+    /// The output of [`Self::block_at`] for the tokens that `pick` takes of a value: they attend to all, and what follows is
+    /// computed for them alone.
+    pub fn block_for<O: Ops>(
+        &self,
+        ops: &mut O,
+        x: &O::Value,
+        prefix: &str,
+        pick: impl Fn(&mut O, &O::Value) -> Result<O::Value, O::Error>,
+    ) -> Result<O::Value, O::Error> {
+        let (h, _) = self.attend(ops, x, prefix)?;
+        let (x, h) = (pick(ops, x)?, pick(ops, &h)?);
+        self.end_block(ops, &x, &h, prefix)
+    }
+
+    /// The attention of x, (B, T, C), and the qkv it is of.
+    fn attend<O: Ops>(&self, ops: &mut O, x: &O::Value, prefix: &str) -> Result<(O::Value, O::Value), O::Error> {
         let h = ops.layer_norm(x, &format!("{prefix}.norm1"), self.config.norm_eps)?;
         let qkv = ops.linear(&h, &format!("{prefix}.attn.qkv"))?;
-        let h = ops.attention(&qkv, self.config.heads)?;
-        Ok((self.end_block(ops, x, &h, prefix)?, qkv))
+        Ok((ops.attention(&qkv, self.config.heads)?, qkv))
     }
 
     /// What follows attention: its projection, and the MLP.

@@ -1,48 +1,37 @@
 // The losses with their gradients, and the normalisation of targets.
 #include "common.cuh"
 
-// out = Σ x · factor / (divisor or 1), by one block.
-extern "C" __global__ void total(const float *x, float *out, u64 n, float factor, const float *divisor) {
+// out = Σ x · factor, by one block.
+extern "C" __global__ void total(const float *x, float *out, u64 n, float factor) {
   __shared__ float scratch[32];
   float sum = 0.0f;
   for (u64 i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
   sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) *out = sum * factor / (divisor ? *divisor : 1.0f);
+  if (threadIdx.x == 0) *out = sum * factor;
 }
 
-// prediction (B, 1 + L, C), target (B, L, C), mask (B, L), *masked = Σ mask; gradient like prediction; sums (B, 1 + L):
-// each token's mean square times its mask. Block (t, b).
+// prediction and target (rows, c); gradient = (prediction − target)·`scale`; sums (rows): each row's squares. A block a row.
 template <typename T>
-__device__ void masked_squared_error(const T *prediction, const float *target, const float *mask, const float *masked,
-                                     T *gradient, float *sums, u32 c, float weight) {
+__device__ void squared_error(const T *prediction, const float *target, T *gradient, float *sums, u32 c, float scale) {
   __shared__ float scratch[32];
-  u32 t = blockIdx.x, patches = gridDim.x - 1;
-  u64 row = (u64)blockIdx.y * gridDim.x + t, patch = (u64)blockIdx.y * patches + t - 1;
+  u64 row = blockIdx.x;
   prediction += row * c;
+  target += row * c;
   gradient += row * c;
-  // Uniform in the block.
-  float hidden = t == 0 ? 0.0f : mask[patch];
-  if (hidden == 0.0f) {
-    for (u32 i = threadIdx.x; i < c; i += blockDim.x) gradient[i] = As<T>::of(0.0f);
-    if (threadIdx.x == 0) sums[row] = 0.0f;
-    return;
-  }
-  target += patch * c;
-  float scale = 2.0f * weight * hidden / (*masked * c), squares = 0.0f;
+  float squares = 0.0f;
   for (u32 i = threadIdx.x; i < c; i += blockDim.x) {
     float difference = wide(prediction[i]) - target[i];
     squares += difference * difference;
     gradient[i] = As<T>::of(difference * scale);
   }
   squares = block_sum(squares, scratch);
-  if (threadIdx.x == 0) sums[row] = squares / c * hidden;
+  if (threadIdx.x == 0) sums[row] = squares;
 }
 
 #define FOR(T, NAME)                                                                                               \
-  extern "C" __global__ void masked_squared_error_##NAME(const T *prediction, const float *target,                \
-                                                         const float *mask, const float *masked, T *gradient,      \
-                                                         float *sums, u32 c, float weight) {                       \
-    masked_squared_error<T>(prediction, target, mask, masked, gradient, sums, c, weight);                          \
+  extern "C" __global__ void squared_error_##NAME(const T *prediction, const float *target, T *gradient,           \
+                                                  float *sums, u32 c, float scale) {                               \
+    squared_error<T>(prediction, target, gradient, sums, c, scale);                                                \
   }
 FOR(float, f32)
 FOR(bf16, bf16)

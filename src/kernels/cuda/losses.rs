@@ -7,32 +7,24 @@ use super::{Argument, Grid, Module, THREADS, address, device, module, suffix, un
 
 const LOSSES: Module = module!("losses");
 
-pub(in crate::kernels) fn masked_squared_error(
-    prediction: &Tensor,
-    target: &Tensor,
-    mask: &Tensor,
-    weight: f64,
-) -> Result<Loss> {
-    let (batch, tokens, c) = prediction.dims3()?;
+pub(in crate::kernels) fn squared_error(prediction: &Tensor, target: &Tensor, weight: f64) -> Result<Loss> {
+    let (batch, patches, c) = prediction.dims3()?;
     let (device, dtype, n) = (device(prediction)?, prediction.dtype(), prediction.elem_count());
-    let patches = batch * (tokens - 1);
-    let masked = total(device, mask, 1.0, None)?;
+    let rows = batch * patches;
     let gradient = unwritten(prediction.shape(), dtype, device)?;
-    let sums = unwritten(batch * tokens, DType::F32, device)?;
+    let sums = unwritten(rows, DType::F32, device)?;
     let arguments = [
         address(prediction, dtype, n)?,
-        address(target, DType::F32, patches * c)?,
-        address(mask, DType::F32, patches)?,
-        address(&masked, DType::F32, 1)?,
+        address(target, DType::F32, n)?,
         address(&gradient, dtype, n)?,
-        address(&sums, DType::F32, batch * tokens)?,
+        address(&sums, DType::F32, rows)?,
         Argument::Word(c as u32),
-        Argument::Float(weight as f32),
+        Argument::Float((2.0 * weight / n as f64) as f32),
     ];
-    let name = format!("masked_squared_error_{}", suffix(dtype)?);
-    // SAFETY: (B, 1 + L, C), (B, L, C), (B, L), a scalar, and what is written: (B, 1 + L, C) and (B, 1 + L).
-    unsafe { LOSSES.launch(device, &name, Grid::rows([tokens, batch, 1], c), &arguments)? };
-    Ok(Loss { value: total(device, &sums, 1.0, Some(&masked))?, gradient })
+    let name = format!("squared_error_{}", suffix(dtype)?);
+    // SAFETY: three of (rows, c), one of (rows), c and a factor.
+    unsafe { LOSSES.launch(device, &name, Grid::rows([rows, 1, 1], c), &arguments)? };
+    Ok(Loss { value: total(device, &sums, 1.0 / n as f32)?, gradient })
 }
 
 pub(in crate::kernels) fn soft_cross_entropy(
@@ -56,7 +48,7 @@ pub(in crate::kernels) fn soft_cross_entropy(
     ];
     // SAFETY: three of (rows, l), one of (rows), l and two factors.
     unsafe { LOSSES.launch(device, "soft_cross_entropy", Grid::rows([rows, 1, 1], l), &arguments)? };
-    Ok(Loss { value: total(device, &sums, 1.0 / rows as f32, None)?, gradient })
+    Ok(Loss { value: total(device, &sums, 1.0 / rows as f32)?, gradient })
 }
 
 pub(in crate::kernels) fn normalise(x: &Tensor, axis: Axis) -> Result<Tensor> {
@@ -81,20 +73,14 @@ pub(in crate::kernels) fn normalise(x: &Tensor, axis: Axis) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Σ x · `factor` / `divisor`, a scalar on the device.
-fn total(device: &CudaDevice, x: &Tensor, factor: f32, divisor: Option<&Tensor>) -> Result<Tensor> {
+/// Σ x · `factor`, a scalar on the device.
+fn total(device: &CudaDevice, x: &Tensor, factor: f32) -> Result<Tensor> {
     let out = unwritten((), DType::F32, device)?;
     let n = x.elem_count();
-    let divisor = divisor.map_or(Ok(Argument::Long(0)), |divisor| address(divisor, DType::F32, 1))?;
-    let arguments = [
-        address(x, DType::F32, n)?,
-        address(&out, DType::F32, 1)?,
-        Argument::Long(n as u64),
-        Argument::Float(factor),
-        divisor,
-    ];
+    let arguments =
+        [address(x, DType::F32, n)?, address(&out, DType::F32, 1)?, Argument::Long(n as u64), Argument::Float(factor)];
     let grid = Grid { blocks: [1, 1, 1], threads: THREADS, shared: 0 };
-    // SAFETY: n values, one to write, and a scalar or nothing to divide by.
+    // SAFETY: n values, and one to write.
     unsafe { LOSSES.launch(device, "total", grid, &arguments)? };
     Ok(out)
 }

@@ -58,6 +58,36 @@ pub(in crate::kernels) fn unshuffle_backward(
     Ok(dx)
 }
 
+pub(in crate::kernels) fn hidden_patches(x: &Tensor, restore: &Restore, prefix: usize) -> Result<Tensor> {
+    let (batch, tokens, d) = x.dims3()?;
+    let rows = hidden_rows(restore, prefix, x.device())?;
+    x.reshape((batch * tokens, d))?.index_select(rows, 0)?.reshape((batch, (), d))
+}
+
+pub(in crate::kernels) fn hidden_patches_backward(dy: &Tensor, restore: &Restore, prefix: usize) -> Result<Tensor> {
+    let (batch, _, d) = dy.dims3()?;
+    let tokens = prefix + restore.patches;
+    let rows = hidden_rows(restore, prefix, dy.device())?;
+    let dx = Tensor::zeros((batch * tokens, d), dy.dtype(), dy.device())?;
+    dx.index_add(rows, &dy.reshape(((), d))?, 0)?.reshape((batch, tokens, d))
+}
+
+/// Rows of the hidden patches among those of all images, each with `prefix` tokens before its patches.
+fn hidden_rows<'r>(restore: &'r Restore, prefix: usize, device: &Device) -> Result<&'r Tensor> {
+    let Some(kept) = restore.hidden_on_device.get(prefix) else {
+        candle_core::bail!("tokens: {prefix} before the patches");
+    };
+    if let Some(rows) = kept.get() {
+        return Ok(rows);
+    }
+    let tokens = prefix + restore.patches;
+    let images = restore.places.len() / restore.patches;
+    let row = |image: usize| move |patch: usize| (image * tokens + prefix + patch) as u32;
+    let rows: Vec<u32> = (0..images).flat_map(|image| restore.hidden(image).map(row(image))).collect();
+    let rows = Tensor::from_slice(&rows, rows.len(), device)?;
+    Ok(kept.get_or_init(|| rows))
+}
+
 fn places<'r>(restore: &'r Restore, device: &Device) -> Result<&'r Tensor> {
     if let Some(places) = restore.on_device.get() {
         return Ok(places);

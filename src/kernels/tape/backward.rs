@@ -7,7 +7,7 @@ use candle_core::{D, Device, Result, Tensor};
 use super::{Node, Tape, Var};
 use crate::kernels::parameters::Parameters;
 use crate::kernels::{attention, gelu, layer_norm, layer_scale, linear, slices, swiglu, tokens};
-use crate::model::{Activation, Vit};
+use crate::model::Activation;
 
 /// The pass back.
 pub(super) struct Backward<'p, 'w> {
@@ -73,10 +73,10 @@ impl<'p, 'w> Backward<'p, 'w> {
     fn step(&mut self, node: &Node, value: &Tensor, dy: Rc<Tensor>) -> Result<()> {
         match node {
             Node::Constant | Node::Input | Node::Loss { .. } => Ok(()),
-            Node::Block { x, vit, prefix } => {
+            Node::Block { x, vit, prefix, hidden } => {
                 let mut inner = Tape::new(self.parameters);
                 let start = inner.push(self.values[x.0].clone(), Node::Input);
-                Vit::new(vit).block_at(&mut inner, &start, prefix).map_err(candle_core::Error::wrap)?;
+                inner.block(start, vit, prefix, hidden.as_ref()).map_err(candle_core::Error::wrap)?;
                 let mut inner = Backward::new(inner, &mut *self.written);
                 if let Some(end) = inner.gradients.last_mut() {
                     *end = Some(dy);
@@ -198,6 +198,10 @@ impl<'p, 'w> Backward<'p, 'w> {
                 let (dtoken, fresh) = self.parameter(*token)?;
                 let dx = tokens::unshuffle_backward(&dy, restore, &dtoken, fresh)?;
                 self.give(*x, Rc::new(dx.to_dtype(self.values[x.0].dtype())?))
+            }
+            Node::Hidden { x, restore } => {
+                let dx = tokens::hidden_patches_backward(&dy, restore, self.values[x.0].dim(1)?)?;
+                self.give(*x, Rc::new(dx))
             }
             Node::RowLogits { x, rows, shape } => {
                 let dx = shape.backward(&self.values[x.0], rows, &dy)?;

@@ -92,6 +92,10 @@ enum Node {
         token: usize,
         restore: Rc<Restore>,
     },
+    Hidden {
+        x: Var,
+        restore: Rc<Restore>,
+    },
     RowLogits {
         x: Var,
         rows: Tensor,
@@ -102,6 +106,7 @@ enum Node {
         x: Var,
         vit: Rc<VitConfig>,
         prefix: String,
+        hidden: Option<Rc<Restore>>,
     },
     Loss {
         prediction: Var,
@@ -159,6 +164,28 @@ impl<'p> Tape<'p> {
         Ok(self.push(out, Node::Unshuffle { x, token: slot, restore: Rc::clone(restore) }))
     }
 
+    /// The hidden patches (B, L − K, D) of x (B, 1 + L, D).
+    pub(crate) fn hidden(&mut self, x: Var, restore: &Rc<Restore>) -> std::result::Result<Var, KernelError> {
+        let out = run("hidden patches", || tokens::hidden_patches(&self.values[x.0], restore))?;
+        Ok(self.push(out, Node::Hidden { x, restore: Rc::clone(restore) }))
+    }
+
+    /// The block of `vit` whose parameters' names start with `prefix`: all its output, or that for the patches `hidden` says
+    /// are hidden.
+    pub(crate) fn block(
+        &mut self,
+        x: Var,
+        vit: &VitConfig,
+        prefix: &str,
+        hidden: Option<&Rc<Restore>>,
+    ) -> std::result::Result<Var, KernelError> {
+        let vit = Vit::new(vit);
+        match hidden {
+            None => Ok(vit.block_at(self, &x, prefix)?.0),
+            Some(restore) => vit.block_for(self, &x, prefix, |tape, x| tape.hidden(*x, restore)),
+        }
+    }
+
     /// Logits (B, R, N, L) of chosen query rows; see [`RowLogits`].
     pub(crate) fn row_logits(
         &mut self,
@@ -170,19 +197,20 @@ impl<'p> Tape<'p> {
         Ok(self.push(out, Node::RowLogits { x, rows: rows.clone(), shape }))
     }
 
-    /// A block of `vit` on x, of which nothing but the output is kept: the backward pass computes the rest again. Costs a
-    /// forward pass, saves the memory of a block's inner values.
+    /// [`Self::block`], of which nothing but the output is kept: the backward pass computes the rest again. Costs a forward
+    /// pass, saves the memory of a block's inner values.
     pub(crate) fn recomputed_block(
         &mut self,
         x: Var,
         vit: &Rc<VitConfig>,
         prefix: &str,
+        hidden: Option<&Rc<Restore>>,
     ) -> std::result::Result<Var, KernelError> {
         let mut inner = Tape::new(self.parameters);
         let start = inner.push(self.values[x.0].clone(), Node::Input);
-        let (end, _) = Vit::new(vit).block_at(&mut inner, &start, prefix)?;
+        let end = inner.block(start, vit, prefix, hidden)?;
         let out = inner.values.swap_remove(end.0);
-        Ok(self.push(out, Node::Block { x, vit: Rc::clone(vit), prefix: prefix.to_owned() }))
+        Ok(self.push(out, Node::Block { x, vit: Rc::clone(vit), prefix: prefix.to_owned(), hidden: hidden.cloned() }))
     }
 
     /// Ends the pass in `loss(prediction)`; several may end it.

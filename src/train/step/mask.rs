@@ -1,5 +1,7 @@
 //! Random masking by argsort of noise (`random_masking` upstream).
 
+use std::rc::Rc;
+
 use crate::kernels::Restore;
 
 /// Which patches of a batch the student sees.
@@ -8,7 +10,7 @@ pub(super) struct Mask {
     /// (B, K): the visible patches, in the order of their noise.
     pub(super) visible: Vec<u32>,
     /// Where every patch went.
-    pub(super) restore: Restore,
+    pub(super) restore: Rc<Restore>,
 }
 
 impl Mask {
@@ -23,11 +25,6 @@ impl Mask {
             }
             visible.extend_from_slice(&order[..kept]);
         }
-        Self { visible, restore: Restore::new(places, patches, kept) }
-    }
-
-    /// (B, L): 1 where a patch is hidden.
-    pub(super) fn hidden(&self) -> Vec<f32> {
-        self.restore.places.iter().map(|place| f32::from(*place as usize >= self.restore.kept)).collect()
+        Self { visible, restore: Rc::new(Restore::new(places, patches, kept)) }
     }
 }

@@ -16,8 +16,8 @@ use serde::Serialize;
 use super::distributed::World;
 use super::{Initialise, Method, Precision, Target};
 use crate::kernels::{
-    AdamW, Axis, Eager, KernelError, Parameters, Slot, Tape, Var, masked_squared_error, norm, normalise, patches,
-    soft_cross_entropy,
+    AdamW, Axis, Eager, KernelError, Parameters, Slot, Tape, Var, hidden_patches, norm, normalise, patches,
+    soft_cross_entropy, squared_error,
 };
 use crate::model::{
     AxisOrder, Canonical, ModelFile, Ops, ParameterSpec, PositionConfig, PositionKind, Resample, VitConfig,
@@ -104,13 +104,11 @@ pub struct Intermediates {
     pub feature_target: Option<Tensor>,
     /// Logits (B, R, N, L), and their rows (B, R).
     pub attention_target: Option<(Tensor, Tensor)>,
-    /// (B, L), 1 where hidden.
-    pub hidden: Vec<f32>,
-    /// (B, L).
+    /// (B, L): where every patch went; the first K are visible.
     pub restore: Vec<u32>,
     /// (B, 1 + K, C): Z_e, or the normed output without an encoder adapter.
     pub latent: Tensor,
-    /// (B, 1 + L, C_base).
+    /// (B, L − K, C_base): the hidden patches, in the order of their images.
     pub feature_prediction: Option<Tensor>,
     /// (B, R, N, L).
     pub attention_prediction: Option<Tensor>,
@@ -151,6 +149,9 @@ impl<'b> Step<'b> {
         student.validate().map_err(|reason| StepError::Setup { reason })?;
         if !(method.mask_ratio >= 0.0 && method.mask_ratio < 1.0) {
             return Err(setup(&format!("`mask_ratio` is {}; it must be in [0, 1)", method.mask_ratio)));
+        }
+        if visible_patches(student, method) == student.patches() {
+            return Err(setup(&format!("`mask_ratio` {} hides no patch", method.mask_ratio)));
         }
         if !student.width.is_multiple_of(4) {
             return Err(setup(&format!(
@@ -259,14 +260,8 @@ impl<'b> Step<'b> {
             let (images, noise) = (batch.images.len(), batch.noise.len());
             return Err(StepError::Batch { images, noise, count, height, width });
         }
-        // As upstream: `int(L * (1 - mask_ratio))`.
-        let kept = (patches_each as f64 * (1.0 - self.settings.method.mask_ratio)) as usize;
-        let mask = Mask::new(&batch.noise, patches_each, kept);
-        let hidden_values = mask.hidden();
-        let (images, hidden) = kernel("batch", || {
-            let images = Tensor::from_slice(&batch.images, (count, 3, height, width), &self.device)?;
-            Ok((images, Tensor::from_slice(&hidden_values, (count, patches_each), &self.device)?))
-        })?;
+        let mask = Mask::new(&batch.noise, patches_each, visible_patches(&self.student.vit, &self.settings.method));
+        let images = kernel("batch", || Tensor::from_slice(&batch.images, (count, 3, height, width), &self.device))?;
         let targets = match &mut self.base {
             Some(base) => base.targets(&images)?,
             None => Targets { features: Some(self.pixels(&images)?), attention: None },
@@ -276,7 +271,8 @@ impl<'b> Step<'b> {
         let pass = self.student.predict(&mut tape, &images, &mask, self.settings.recompute)?;
         let mut terms = Terms::default();
         if let (Some(prediction), Some(target)) = (pass.feature, &targets.features) {
-            let loss = tape.loss(prediction, |x| masked_squared_error(x, target, &hidden, weight))?;
+            let target = kernel("targets of hidden patches", || hidden_patches(target, &mask.restore))?;
+            let loss = tape.loss(prediction, |x| squared_error(x, &target, weight))?;
             let term = Some(tape.value(loss).clone());
             match self.base {
                 Some(_) => terms.feature = term,
@@ -294,7 +290,6 @@ impl<'b> Step<'b> {
         let intermediates = Intermediates {
             feature_target: targets.features.clone(),
             attention_target: targets.attention.clone(),
-            hidden: hidden_values,
             restore: mask.restore.places.clone(),
             latent: tape.value(pass.latent).clone(),
             feature_prediction: pass.feature.map(|var| tape.value(var).clone()),
@@ -425,6 +420,11 @@ fn initial_parameters(
         fixed.push((spec, table));
     }
     Ok(Parameters::new(values, fixed, precision, device)?)
+}
+
+/// K, as upstream: `int(L * (1 - mask_ratio))`.
+fn visible_patches(vit: &VitConfig, method: &Method) -> usize {
+    (vit.patches() as f64 * (1.0 - method.mask_ratio)) as usize
 }
 
 fn kernel<T>(operation: &str, f: impl FnOnce() -> candle_core::Result<T>) -> Result<T, KernelError> {

@@ -49,18 +49,20 @@ struct Head {
     out: &'static str,
     /// Output channels, in widths of the target.
     parts: usize,
+    /// Whether the loss looks at the hidden patches alone; nothing is computed for the others once attention is behind them.
+    hidden: bool,
 }
 
-const FEATURE: Head = Head { prefix: "forward_fea_decoder.", out: "decoder_pred", parts: 1 };
-const ATTENTION: Head = Head { prefix: "forward_att_decoder.", out: "decoder_qk", parts: 2 };
+const FEATURE: Head = Head { prefix: "forward_fea_decoder.", out: "decoder_pred", parts: 1, hidden: true };
+const ATTENTION: Head = Head { prefix: "forward_att_decoder.", out: "decoder_qk", parts: 2, hidden: false };
 /// MAE's own decoder has one target and no prefix (`models_mae.py`).
-const PIXELS: Head = Head { prefix: "", out: "decoder_pred", parts: 1 };
+const PIXELS: Head = Head { prefix: "", out: "decoder_pred", parts: 1, hidden: true };
 
 /// What a forward pass of the student leaves on the tape.
 pub(super) struct Pass {
     /// (B, 1 + K, C): Z_e, or the normed output without an encoder adapter.
     pub(super) latent: Var,
-    /// (B, 1 + L, C_base).
+    /// (B, L − K, C_base): the hidden patches, in the order of their images.
     pub(super) feature: Option<Var>,
     /// (B, 1 + L, 2·C_base): queries and keys.
     pub(super) attention: Option<Var>,
@@ -78,6 +80,9 @@ impl Student {
             return Err(setup(reason));
         }
         let d = method.decoder;
+        if d.depth == 0 {
+            return Err(setup("the decoder has no blocks".into()));
+        }
         if d.heads == 0 || !d.width.is_multiple_of(d.heads) || !d.width.is_multiple_of(4) {
             let reason = format!("the decoder's width {} is no multiple of 4 and of its {} heads", d.width, d.heads);
             return Err(setup(reason));
@@ -173,15 +178,14 @@ impl Student {
         mask: &Mask,
         recompute: bool,
     ) -> Result<Pass, StepError> {
-        let restore = Rc::new(mask.restore.clone());
         let vit = Vit::new(&self.vit);
         let again = recompute.then(|| (Rc::new(self.vit.clone()), Rc::new(self.decoder.clone())));
         let mut x = self.embed(tape, images, mask)?;
         let mut blocks = Vec::with_capacity(self.vit.depth);
         for i in 0..self.vit.depth {
             x = match &again {
-                None => vit.block_at(tape, &x, &format!("blocks.{i}"))?.0,
-                Some((vit, _)) => tape.recomputed_block(x, vit, &format!("blocks.{i}"))?,
+                None => tape.block(x, &self.vit, &format!("blocks.{i}"), None)?,
+                Some((vit, _)) => tape.recomputed_block(x, vit, &format!("blocks.{i}"), None)?,
             };
             blocks.push(x);
         }
@@ -192,7 +196,7 @@ impl Student {
         };
         let decoder = again.map(|(_, decoder)| decoder);
         let mut decode = |head: &Option<Head>| {
-            head.map(|head| self.decode(tape, latent, head, &restore, decoder.as_ref())).transpose()
+            head.map(|head| self.decode(tape, latent, head, &mask.restore, decoder.as_ref())).transpose()
         };
         Ok(Pass { latent, feature: decode(&self.feature)?, attention: decode(&self.attention)? })
     }
@@ -245,9 +249,10 @@ impl Student {
         let mut x = tape.unshuffle(x, &name("mask_token"), "decoder_pos_embed", restore)?;
         for i in 0..self.decoder.depth {
             let prefix = format!("decoder_blocks.{i}");
+            let hidden = (head.hidden && i + 1 == self.decoder.depth).then_some(restore);
             x = match again {
-                None => Vit::new(&self.decoder).block_at(tape, &x, &prefix)?.0,
-                Some(decoder) => tape.recomputed_block(x, decoder, &prefix)?,
+                None => tape.block(x, &self.decoder, &prefix, hidden)?,
+                Some(decoder) => tape.recomputed_block(x, decoder, &prefix, hidden)?,
             };
         }
         let x = tape.layer_norm(&x, &name("decoder_norm"), self.decoder.norm_eps)?;
