@@ -110,18 +110,25 @@ pub(crate) fn norm(gradients: &Tensor) -> Result<f64> {
         return Ok(f64::from(gradients.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt()));
     }
     let gradients = read::<f32>(gradients, NAME)?;
-    let sums: Vec<f64> = gradients.par_chunks(CHUNK).map(squares).collect();
+    let sums: Vec<f64> = gradients.par_chunks(CHUNK).map(|values| dispatch(Squares(values))).collect();
     Ok(sums.iter().sum::<f64>().sqrt())
 }
 
-/// Sum of squares in lanes, which a compiler can keep in registers; as many as it takes not to wait for an addition.
-fn squares(x: &[f32]) -> f64 {
-    let mut lanes = [0f64; 32];
-    let (chunks, rest) = x.as_chunks::<32>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(*x) * f64::from(*x);
+/// The sum of squares in lanes, which a compiler keeps in registers; as many as it takes not to wait for an addition.
+struct Squares<'a>(&'a [f32]);
+
+impl Task for Squares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    unsafe fn run<S: Isa>(self) -> f64 {
+        let mut lanes = [0f64; 32];
+        let (chunks, rest) = self.0.as_chunks::<32>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(*x) * f64::from(*x);
+            }
         }
+        lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
     }
-    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
 }
