@@ -120,44 +120,45 @@ impl Finish<'_> {
         (row, rows): (usize, usize),
         (column, cols): (usize, usize),
     ) {
-        for i in 0..rows {
-            for j in (0..cols).step_by(I::LANES) {
-                let n = I::LANES.min(cols - j);
-                // SAFETY: the caller's; a tile's rows are whole vectors wide.
-                unsafe { self.vector::<I>(I::load(tile.add(i * I::COLS + j)), row + i, column + j, n) };
-            }
+        let Self { c, alpha, accumulate, bias, residual, activation } = *self;
+        // A loop for every activation: which it is would otherwise be asked for every vector.
+        macro_rules! vectors_of_tile {
+            (|$v:ident, $row:ident, $column:ident, $n:ident| $activated:expr) => {
+                for i in 0..rows {
+                    for j in (0..cols).step_by(I::LANES) {
+                        let ($row, $column, $n) = (row + i, column + j, I::LANES.min(cols - j));
+                        let mut $v = I::load(tile.add(i * I::COLS + j));
+                        if alpha != 1.0 {
+                            $v = I::mul($v, I::splat(alpha));
+                        }
+                        if let Some(bias) = bias {
+                            $v = I::add($v, f32::load::<I>(bias.as_ptr().add($column), $n));
+                        }
+                        if let Some(residual) = residual {
+                            $v = I::add($v, residual.load::<I>($row, $column, $n));
+                        }
+                        if accumulate {
+                            $v = I::add($v, c.load::<I>($row, $column, $n));
+                        }
+                        c.store::<I>($row, $column, $n, $activated);
+                    }
+                }
+            };
         }
-    }
-
-    #[inline(always)]
-    unsafe fn vector<S: Simd>(&self, mut v: S::V, row: usize, column: usize, n: usize) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's; a tile's rows are whole vectors wide.
         unsafe {
-            if self.alpha != 1.0 {
-                v = S::mul(v, S::splat(self.alpha));
-            }
-            if let Some(bias) = self.bias {
-                v = S::add(v, f32::load::<S>(bias.as_ptr().add(column), n));
-            }
-            if let Some(residual) = self.residual {
-                v = S::add(v, residual.load::<S>(row, column, n));
-            }
-            if self.accumulate {
-                v = S::add(v, self.c.load::<S>(row, column, n));
-            }
-            match self.activation {
-                Activation::None => {}
-                Activation::Gelu { keep: None } => v = normal::gelu::<S>(v),
-                Activation::Gelu { keep: Some(keep) } => {
-                    keep.store::<S>(row, column, n, v);
+            match activation {
+                Activation::None => vectors_of_tile!(|v, row, column, n| v),
+                Activation::Gelu { keep: None } => vectors_of_tile!(|v, row, column, n| normal::gelu::<I>(v)),
+                Activation::Gelu { keep: Some(keep) } => vectors_of_tile!(|v, row, column, n| {
+                    keep.store::<I>(row, column, n, v);
                     // What the backward pass will see, should it be rounded.
-                    v = normal::gelu::<S>(keep.load::<S>(row, column, n));
-                }
-                Activation::GeluGradient { of } => {
-                    v = S::mul(v, normal::gelu_gradient::<S>(of.load::<S>(row, column, n)));
-                }
+                    normal::gelu::<I>(keep.load::<I>(row, column, n))
+                }),
+                Activation::GeluGradient { of } => vectors_of_tile!(|v, row, column, n| {
+                    I::mul(v, normal::gelu_gradient::<I>(of.load::<I>(row, column, n)))
+                }),
             }
-            self.c.store::<S>(row, column, n, v);
         }
     }
 }
