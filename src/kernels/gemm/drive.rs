@@ -7,7 +7,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::finish::Finish;
-use super::isa::{Ask, Asks, DEPTH, Isa, Panel, ROW_STRIDE};
+use super::isa::{Ask, Asks, DEPTH, Isa, MOST_DEPTH, Panel, ROW_STRIDE};
 use super::pack::{View, add_rows, pack_a, pack_b};
 use super::serial::{Scratch, with_scratch};
 use crate::kernels::simd::{Kind, Task, dispatch_on};
@@ -88,7 +88,7 @@ pub(super) unsafe fn run(kind: Kind, job: &Job<'_>) {
     if m.saturating_mul(n).saturating_mul(k) < WORTH_SHARING {
         for j in 0..columns {
             // SAFETY: the caller's.
-            unsafe { share(kind, job, panels, (0..panels.0, part(panels.1, columns, j))) };
+            unsafe { share(kind, job, panels, (0..panels.0, part(panels.1, columns, j)), false) };
         }
         return;
     }
@@ -98,7 +98,7 @@ pub(super) unsafe fn run(kind: Kind, job: &Job<'_>) {
         Operand::F32(_) | Operand::Bf16(_) if job.is_worth_packing(columns, threads) => {
             let to = Packing(room.of(k * panels.1 * cols));
             let blocks = blocks(k);
-            in_turn(threads, blocks * panels.1.div_ceil(PACKED_AT_ONCE), |piece| {
+            in_turn(threads, blocks * panels.1.div_ceil(PACKED_AT_ONCE), |piece, _| {
                 let (block, first) = (piece % blocks, piece / blocks * PACKED_AT_ONCE);
                 let panels = first..(first + PACKED_AT_ONCE).min(panels.1);
                 // SAFETY: the caller's; pieces are disjoint, and `room` is large enough.
@@ -113,12 +113,15 @@ pub(super) unsafe fn run(kind: Kind, job: &Job<'_>) {
         Operand::Packed(_) => {
             shares(panels, columns, threads, (2, least.clamp(1, MOST_PANELS_OF_PACKED), MOST_PANELS_OF_PACKED))
         }
+        // What a thread has packed of a B of one block serves its next share.
+        _ if blocks(k) == 1 => shares(panels, columns, threads, (2, least.clamp(1, MOST_PANELS), MOST_PANELS)),
         _ => shares(panels, columns, threads, (1, 1, MOST_PANELS)),
     };
     let job = Job { b, ..*job };
-    in_turn(threads, shares.len(), |index| {
+    in_turn(threads, shares.len(), |index, last| {
+        let packed = blocks(k) == 1 && last.is_some_and(|last| shares[last].1 == shares[index].1);
         // SAFETY: the caller's; shares are disjoint.
-        unsafe { share(kind, &job, panels, shares[index].clone()) };
+        unsafe { share(kind, &job, panels, shares[index].clone(), packed) };
     });
     with_scratch(|scratch| scratch.shared = room);
 }
@@ -150,16 +153,19 @@ fn shares(
     shares
 }
 
-/// Calls `f` with 0 .. `count`, each next one on the first of `threads` threads that is free.
-fn in_turn(threads: usize, count: usize, f: impl Fn(usize) + Sync) {
+/// Calls `f` with 0 .. `count`, each next one on the first of `threads` threads that is free, and with what that thread
+/// called it with last.
+fn in_turn(threads: usize, count: usize, f: impl Fn(usize, Option<usize>) + Sync) {
     let next = AtomicUsize::new(0);
     (0..threads.min(count)).into_par_iter().with_max_len(1).for_each(|_| {
+        let mut last = None;
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= count {
                 break;
             }
-            f(index);
+            f(index, last);
+            last = Some(index);
         }
     });
 }
@@ -213,15 +219,23 @@ pub(super) struct Share<'a, 'j> {
     pub(super) panels: (usize, usize),
     pub(super) rows: Range<usize>,
     pub(super) columns: Range<usize>,
+    /// Whether these columns of B, of one block, are packed in `scratch`.
+    pub(super) packed: bool,
     pub(super) scratch: &'a mut Scratch,
 }
 
 /// # Safety
 /// As [`run`].
-unsafe fn share(kind: Kind, job: &Job<'_>, panels: (usize, usize), (rows, columns): (Range<usize>, Range<usize>)) {
+unsafe fn share(
+    kind: Kind,
+    job: &Job<'_>,
+    panels: (usize, usize),
+    (rows, columns): (Range<usize>, Range<usize>),
+    packed: bool,
+) {
     with_scratch(|scratch| {
         // SAFETY: the caller's.
-        unsafe { dispatch_on(kind, Share { job, panels, rows, columns, scratch }) }
+        unsafe { dispatch_on(kind, Share { job, panels, rows, columns, packed, scratch }) }
     });
 }
 
@@ -244,7 +258,7 @@ fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
 
 /// Blocks of the inner dimension; one, of nothing, when there is none.
 pub(super) fn blocks(k: usize) -> usize {
-    k.div_ceil(DEPTH).max(1)
+    if k <= MOST_DEPTH { 1 } else { k.div_ceil(DEPTH) }
 }
 
 /// Length of every block of the inner dimension but the last: a multiple of 32, so of any tile's width.
@@ -273,13 +287,13 @@ impl Share<'_, '_> {
     /// As [`run`], and the caller is compiled for `I`.
     #[inline(always)]
     pub(super) unsafe fn compute<I: Isa>(self) {
-        let Self { job, panels, rows, columns, scratch } = self;
+        let Self { job, panels, rows, columns, packed, scratch } = self;
         let (m, n, k) = job.shape;
         let blocks = blocks(k);
         let tile = I::ROWS * I::COLS;
         let panel = if job.a.has_columns() { Panel::Columns(I::COLUMN_STRIDE) } else { Panel::Rows };
-        let a = scratch.a.of((I::ROWS * ROW_STRIDE).max(DEPTH * I::COLUMN_STRIDE));
-        let b = scratch.b.of(columns.len() * I::COLS * DEPTH);
+        let a = scratch.a.of((I::ROWS * ROW_STRIDE).max(MOST_DEPTH * I::COLUMN_STRIDE));
+        let b = scratch.b.of(columns.len() * I::COLS * MOST_DEPTH);
         // Sums wait here between blocks of the inner dimension; with a single block, one tile is enough.
         let sums = scratch.sums.of(if blocks > 1 { rows.len() * columns.len() * tile } else { tile });
         for block in 0..blocks {
@@ -289,9 +303,9 @@ impl Share<'_, '_> {
             // SAFETY: the panels are inside B, and inside their buffer.
             unsafe {
                 match job.b {
-                    Operand::F32(view) => pack_b::<I, f32>(view, columns.clone(), n, span.clone(), b),
-                    Operand::Bf16(view) => pack_b::<I, bf16>(view, columns.clone(), n, span.clone(), b),
-                    Operand::Packed(_) => {}
+                    Operand::F32(view) if !packed => pack_b::<I, f32>(view, columns.clone(), n, span.clone(), b),
+                    Operand::Bf16(view) if !packed => pack_b::<I, bf16>(view, columns.clone(), n, span.clone(), b),
+                    _ => {}
                 }
             }
             // Even panels rather than full ones and a thin last.

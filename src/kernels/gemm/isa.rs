@@ -2,15 +2,18 @@
 
 use crate::kernels::simd::{Lane, Simd};
 
-/// Depth of a block of the inner dimension: every element is summed in blocks of at most so many products, the same on
-/// every processor, so neither the number of threads nor the width of a register changes a bit of the result.
+/// Depth of a block of the inner dimension, about: every element is summed in blocks, the same on every processor, so
+/// neither the number of threads nor the width of a register changes a bit of the result.
 ///
 /// The width of a ViT-S, so that most of its products are done in one block and no sums wait. A panel of B comes from the
 /// second-level cache as it is used, one of A stays nearby.
 pub(super) const DEPTH: usize = 384;
 
+/// Depth up to which a single block is made, which spares sums a wait, and B being packed for each share.
+pub(super) const MOST_DEPTH: usize = DEPTH + DEPTH / 3;
+
 /// Distance between rows of a packed panel of A. Not a power of two, or all rows would compete for the same cache sets.
-pub(super) const ROW_STRIDE: usize = DEPTH + 16;
+pub(super) const ROW_STRIDE: usize = MOST_DEPTH + 16;
 
 /// How a packed panel of A lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +87,7 @@ pub(in crate::kernels) trait Isa: Simd {
     /// (rows, COLS), its rows `stride` apart, for `shape` (rows, columns that count, depth). Meanwhile it asks for `asks`.
     ///
     /// # Safety
-    /// `1 ≤ rows ≤ ROWS`, `1 ≤ columns ≤ COLS`, `depth ≤ DEPTH`, and the pointers are valid for those shapes.
+    /// `1 ≤ rows ≤ ROWS`, `1 ≤ columns ≤ COLS`, `depth ≤ MOST_DEPTH`, and the pointers are valid for those shapes.
     unsafe fn tile(
         panel: Panel,
         shape: (usize, usize, usize),

@@ -105,5 +105,7 @@ pub(in crate::kernels) unsafe fn product<I: Isa>(
     let job = Job { shape: (m, n, k), a, b, row_sums: None, finish };
     let panels = (m.div_ceil(I::ROWS), n.div_ceil(I::COLS));
     // SAFETY: the caller's.
-    unsafe { Share { job: &job, panels, rows: 0..panels.0, columns: 0..panels.1, scratch }.compute::<I>() }
+    unsafe {
+        Share { job: &job, panels, rows: 0..panels.0, columns: 0..panels.1, packed: false, scratch }.compute::<I>();
+    }
 }

@@ -147,7 +147,7 @@ impl Strip {
 
     /// The product of the transpose of (`rows`, `columns`) with `right`, a matrix of as many rows: put in `to` from row
     /// `columns.start` on, or added to what is there with `add`. There are at most `ROWS` columns, of one block, and at most
-    /// `DEPTH` rows.
+    /// `MOST_DEPTH` rows.
     ///
     /// # Safety
     /// As [`Self::times`].
