@@ -44,7 +44,7 @@ pub(crate) use eager::tensor_of;
 pub(crate) use losses::{Axis, normalise, soft_cross_entropy, squared_error};
 pub use parameters::{Parameters, Slot};
 pub(crate) use row_logits::RowLogits;
-pub(crate) use slices::sum;
+pub(crate) use slices::{sum, to_host};
 pub use tape::{Tape, Var};
 pub(crate) use tokens::{Restore, hidden_patches, patches};
 

@@ -120,6 +120,13 @@ pub(crate) fn read<'t, T: Element>(tensor: &'t Tensor, operation: &str) -> Resul
     }
 }
 
+/// The values of `view` in main memory, row-major.
+pub(crate) fn to_host(view: &Tensor) -> Result<Vec<f32>> {
+    let view = view.flatten_all()?;
+    // From a device, candle fetches all of the buffer a view looks into.
+    if view.device().is_cpu() { view.to_vec1() } else { view.force_contiguous()?.to_vec1() }
+}
+
 /// Runs `f` on the values of a contiguous CPU tensor of type `T`, in place: every view of the storage sees the change.
 pub(crate) fn write<T: Element>(tensor: &Tensor, operation: &'static str, f: impl FnOnce(&mut [T])) -> Result<()> {
     struct InPlace<T, F>(&'static str, Cell<Option<F>>, PhantomData<T>);

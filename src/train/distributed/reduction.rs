@@ -5,6 +5,8 @@ use candle_core::Tensor;
 #[cfg(any(feature = "mpi", feature = "nccl"))]
 use super::Engine;
 use super::{DistributedError, World};
+#[cfg(feature = "mpi")]
+use crate::kernels::to_host;
 
 /// A flat gradient on its way to becoming the sum over all processes.
 ///
@@ -122,7 +124,7 @@ impl Reduction<'_> {
             super::Engine::Alone => Ok(()),
             #[cfg(feature = "mpi")]
             Engine::Mpi(process) => {
-                let values = self.gradient.narrow(0, part.start, part.len())?.to_vec1::<f32>()?;
+                let values = to_host(&self.gradient.narrow(0, part.start, part.len())?)?;
                 self.under_way.push((part.start, process.start(values)?));
                 Ok(())
             }

@@ -8,18 +8,21 @@
 //! Random numbers have no state: each is a function of the seed, the epoch and the sample, so the step is the whole data
 //! position.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::error::RunError;
 use super::state::{self, Seal};
+use crate::header;
 use crate::kernels::Slot;
 use crate::model::{ParameterSpec, Weights};
 use crate::staged::StagedDir;
-use crate::train::StepState;
+use crate::train::{Step, StepState};
 
 const RECORD: &str = "checkpoint.json";
 /// The file with the numbers.
@@ -27,6 +30,8 @@ pub(super) const STATE: &str = "state.safetensors";
 const FORMAT: u32 = 1;
 /// A record is a few kilobytes for each hundred tensors.
 const MAX_RECORD: u64 = 16 << 20;
+/// Values of the state fetched at a time: 4 MiB.
+const PIECE: usize = 1 << 20;
 
 /// What a checkpoint belongs to, and where in the run it was taken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,25 +89,30 @@ pub(super) fn path(folder: &Path, step: u64) -> PathBuf {
 }
 
 /// Writes the checkpoint of `belongs.step` into `folder`, and returns its path.
-pub(super) fn save(folder: &Path, belongs: Belongs, state: &StepState) -> Result<PathBuf, RunError> {
+pub(super) fn save(folder: &Path, belongs: Belongs, step: &Step<'_>) -> Result<PathBuf, RunError> {
     let path = path(folder, belongs.step);
-    write(&path, belongs, state).map_err(RunError::io("write", &path))?;
+    write(&path, belongs, step).map_err(RunError::io("write", &path))?;
     Ok(path)
 }
 
 /// Writes a checkpoint as the folder `path`.
-pub(super) fn write(path: &Path, belongs: Belongs, state: &StepState) -> io::Result<()> {
+pub(super) fn write(path: &Path, belongs: Belongs, step: &Step<'_>) -> io::Result<()> {
     let staged = StagedDir::new(path)?;
-    write_into(staged.path(), belongs, state)?;
+    write_into(staged.path(), belongs, step)?;
     staged.commit()?;
     sync_folder(path.parent().unwrap_or(path))
 }
 
 /// Writes the files of a checkpoint into the existing folder `path`.
-pub(super) fn write_into(path: &Path, belongs: Belongs, state: &StepState) -> io::Result<()> {
-    let shape = vec![3, state.values.len() / 3];
-    let seal = state::write(&path.join(STATE), &[("state", shape, &state.values)])?;
-    let layout = state.slots.iter().map(Entry::of).collect();
+pub(super) fn write_into(path: &Path, belongs: Belongs, step: &Step<'_>) -> io::Result<()> {
+    let count = step.state_len();
+    let pieces = (0..count).step_by(PIECE).map(|start| {
+        let values = step.state_values(start..count.min(start + PIECE));
+        values.map(Cow::Owned).map_err(io::Error::other)
+    });
+    let slot = header::Slot { name: "state", dtype: Dtype::F32, shape: &[3, count / 3] };
+    let seal = state::write_pieces(&path.join(STATE), &[slot], pieces)?;
+    let layout = step.slots().iter().map(Entry::of).collect();
     let record = Record { format: FORMAT, belongs, layout, state: seal };
     let mut file = File::create_new(path.join(RECORD))?;
     file.write_all(&serde_json::to_vec_pretty(&record)?)?;

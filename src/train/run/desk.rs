@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::checkpoint::{self, Belongs};
 use super::error::RunError;
 use super::folder::{Folder, RunFile};
-use crate::train::{Events, Metrics, Recipe, RunSettings, StepRecord, StepState};
+use crate::train::{Events, Metrics, Recipe, RunSettings, Step, StepRecord};
 
 pub(super) struct Desk {
     pub(super) folder: Folder,
@@ -53,7 +53,7 @@ impl Desk {
         &mut self,
         run: &RunSettings,
         belongs: Belongs,
-        state: &StepState,
+        trained: &Step<'_>,
     ) -> Result<Option<&Path>, RunError> {
         let step = belongs.step;
         if self.saved.as_ref().is_some_and(|(saved, _)| *saved == step) {
@@ -62,7 +62,7 @@ impl Desk {
         // A checkpoint must never know of an update the metrics have forgotten.
         self.metrics.sync().map_err(RunError::io("write", &self.folder.file(Metrics::NAME)))?;
         let folder = self.folder.checkpoints();
-        let path = checkpoint::save(&folder, belongs, state)?;
+        let path = checkpoint::save(&folder, belongs, trained)?;
         checkpoint::prune(&folder, run.keep_last, run.keep_steps).map_err(RunError::io("write", &folder))?;
         self.saved_at = Instant::now();
         Ok(Some(&self.saved.insert((step, path)).1))

@@ -18,7 +18,7 @@ use super::{Base, checkpoint, result, state};
 use crate::model::{Canonical, Weights};
 use crate::staged::StagedDir;
 use crate::train::distributed::{Place, World};
-use crate::train::{MicroBatch, Recipe, Step, StepError, StepState};
+use crate::train::{MicroBatch, Recipe, Step, StepError};
 
 const ABOUT: &str = "dump.json";
 
@@ -48,12 +48,12 @@ fn batch_file(at: usize) -> String {
 pub(super) fn write(
     path: &Path,
     belongs: checkpoint::Belongs,
-    state: &StepState,
+    step: &Step<'_>,
     batches: impl Iterator<Item = io::Result<MicroBatch>>,
     about: &About,
 ) -> io::Result<()> {
     let staged = StagedDir::new(path)?;
-    checkpoint::write_into(staged.path(), belongs, state)?;
+    checkpoint::write_into(staged.path(), belongs, step)?;
     for (at, batch) in batches.enumerate() {
         let MicroBatch { count, images, noise } = batch?;
         let rows = |values: &[f32]| vec![count, values.len() / count.max(1)];

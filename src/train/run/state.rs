@@ -1,5 +1,6 @@
 //! Numbers of a run on disk: flat f32 tensors in a safetensors file, with a checksum of the whole file kept elsewhere.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -46,6 +47,15 @@ impl Seal {
 pub(super) fn write(path: &Path, tensors: &[(&str, Vec<usize>, &[f32])]) -> io::Result<Seal> {
     let slots = tensors.iter().map(|(name, shape, _)| Slot { name, dtype: Dtype::F32, shape });
     let slots: Vec<Slot<'_>> = slots.collect();
+    write_pieces(path, &slots, tensors.iter().map(|(_, _, values)| Ok(Cow::Borrowed(*values))))
+}
+
+/// [`write`], of values that come a piece at a time: a copy of all may be more than memory holds.
+pub(super) fn write_pieces<'v>(
+    path: &Path,
+    slots: &[Slot<'_>],
+    pieces: impl Iterator<Item = io::Result<Cow<'v, [f32]>>>,
+) -> io::Result<Seal> {
     let mut file = File::create_new(path)?;
     let mut seal = Seal { bytes: 0, crc32c: 0 };
     let mut put = |bytes: &[u8]| {
@@ -54,8 +64,8 @@ pub(super) fn write(path: &Path, tensors: &[(&str, Vec<usize>, &[f32])]) -> io::
     };
     put(&header(json!({ "format": "pt" }), slots.iter()))?;
     let mut buffer = Vec::with_capacity(CHUNK);
-    for (_, _, values) in tensors {
-        for part in values.chunks(CHUNK / 4) {
+    for piece in pieces {
+        for part in piece?.chunks(CHUNK / 4) {
             buffer.clear();
             buffer.extend(part.iter().flat_map(|value| value.to_le_bytes()));
             put(&buffer)?;

@@ -290,7 +290,7 @@ impl<'a> Trainer<'a> {
         let Some(desk) = &mut self.desk else { return Ok(()) };
         // Weights that lack the share of a process that is gone must not become a checkpoint.
         self.world.alive()?;
-        if let Some(path) = desk.save(&self.recipe.run, belongs, &self.step.state()?)? {
+        if let Some(path) = desk.save(&self.recipe.run, belongs, &self.step)? {
             watch.hear(News::Saved { path });
         }
         Ok(())
@@ -318,12 +318,8 @@ impl<'a> Trainer<'a> {
             names: made.names,
             base: self.about.base.clone(),
         };
-        let state = match self.step.state() {
-            Ok(state) => state,
-            Err(error) => return error.into(),
-        };
         let written = match self.again() {
-            Ok(batches) => dump::write(&path, self.belongs(), &state, batches, &about),
+            Ok(batches) => dump::write(&path, self.belongs(), &self.step, batches, &about),
             Err(error) => return error.into(),
         };
         // All of them stop here, and whoever is first ends the others. A loss of one now is not what to tell.

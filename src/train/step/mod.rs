@@ -10,6 +10,8 @@ mod mask;
 mod student;
 mod update;
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
@@ -17,7 +19,7 @@ use super::distributed::World;
 use super::{Initialise, Method, Precision, Target};
 use crate::kernels::{
     AdamW, Axis, Eager, KernelError, Parameters, Slot, Tape, Var, hidden_patches, norm, normalise, patches,
-    soft_cross_entropy, squared_error,
+    soft_cross_entropy, squared_error, to_host,
 };
 use crate::model::{
     AxisOrder, Canonical, ModelFile, Ops, ParameterSpec, PositionConfig, PositionKind, Resample, VitConfig,
@@ -321,8 +323,23 @@ impl<'b> Step<'b> {
     /// # Errors
     /// The device failed.
     pub fn state(&self) -> Result<StepState, StepError> {
-        let values = kernel("state", || self.parameters.state().to_vec1::<f32>())?;
-        Ok(StepState { step: self.step, slots: self.parameters.slots().to_vec(), values })
+        let values = self.state_values(0..self.state_len())?;
+        Ok(StepState { step: self.step, slots: self.slots().to_vec(), values })
+    }
+
+    /// [`StepState::slots`].
+    pub(super) fn slots(&self) -> &[Slot] {
+        self.parameters.slots()
+    }
+
+    /// How many [`StepState::values`] there are.
+    pub(super) fn state_len(&self) -> usize {
+        3 * self.parameters.count()
+    }
+
+    /// Some of [`StepState::values`].
+    pub(super) fn state_values(&self, range: Range<usize>) -> Result<Vec<f32>, StepError> {
+        Ok(kernel("state", || to_host(&self.parameters.state().narrow(0, range.start, range.len())?))?)
     }
 
     /// Continues from `state`.
@@ -335,8 +352,8 @@ impl<'b> Step<'b> {
         if let Some((theirs, ours)) = state.slots.iter().zip(own).find(|(theirs, ours)| theirs != ours) {
             return bad(format!("it has `{}` where this student has `{}`", theirs.spec.name, ours.spec.name));
         }
-        if state.slots.len() != own.len() || state.values.len() != 3 * self.parameters.count() {
-            let (theirs, ours) = (state.values.len(), 3 * self.parameters.count());
+        if state.slots.len() != own.len() || state.values.len() != self.state_len() {
+            let (theirs, ours) = (state.values.len(), self.state_len());
             return bad(format!(
                 "it has {} parameters in {theirs} values; this student has {} in {ours}",
                 state.slots.len(),
@@ -358,13 +375,12 @@ impl<'b> Step<'b> {
             self.student.parameters().into_iter().map(|(file, spec)| (spec.name, file)).collect();
         for (index, slot) in self.parameters.slots().iter().enumerate() {
             let spec = slot.spec.clone();
-            let values = kernel(&spec.name, || self.parameters.value(index)?.flatten_all()?.to_vec1::<f32>())?;
+            let values = kernel(&spec.name, || to_host(&self.parameters.value(index)?))?;
             let file = files.get(&spec.name).copied().unwrap_or(ModelFile::Model);
             out.push(TrainedTensor { file, spec, values });
         }
         for spec in self.student.tables() {
-            let values =
-                kernel(&spec.name, || self.parameters.fixed_tensor(&spec.name)?.flatten_all()?.to_vec1::<f32>())?;
+            let values = kernel(&spec.name, || to_host(self.parameters.fixed_tensor(&spec.name)?))?;
             let file = if spec.name == "pos_embed" { ModelFile::Model } else { ModelFile::Decoder };
             out.push(TrainedTensor { file, spec, values });
         }
@@ -383,7 +399,7 @@ impl<'b> Step<'b> {
     fn merged_class_token(&self) -> Result<Vec<f32>, StepError> {
         let mut tape = Tape::new(&self.parameters);
         let token = self.student.class_token(&mut tape)?;
-        Ok(kernel("cls_token", || tape.value(token).flatten_all()?.to_vec1::<f32>())?)
+        Ok(kernel("cls_token", || to_host(tape.value(token)))?)
     }
 }
 
@@ -404,7 +420,7 @@ fn initial_parameters(
             return Err(StepError::Setup { reason });
         }
         let tensor = Eager::new(base).parameter(&spec.name)?;
-        Ok(Some(kernel(&spec.name, || tensor.flatten_all()?.to_vec1::<f32>())?))
+        Ok(Some(kernel(&spec.name, || to_host(&tensor))?))
     };
     let mut values = Vec::new();
     for (index, (file, spec)) in student.parameters().into_iter().enumerate() {
