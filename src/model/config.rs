@@ -77,6 +77,11 @@ impl VitConfig {
         rows * columns
     }
 
+    /// Those of [`Self::patches`] that random masking leaves, as upstream: `int(L * (1 - mask_ratio))`.
+    pub fn visible_patches(&self, mask_ratio: f64) -> usize {
+        (self.patches() as f64 * (1.0 - mask_ratio)) as usize
+    }
+
     /// Tokens before the patches: the class token, where there is one, and the registers.
     pub fn prefix_tokens(&self) -> usize {
         usize::from(self.class_token) + self.registers

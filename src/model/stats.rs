@@ -86,8 +86,7 @@ pub fn tec(student: &VitConfig, base: Option<&VitConfig>, shape: &TecShape) -> S
     let target = wide(base.map_or(0, |base| base.width));
     let patches = wide(student.patches());
     let tokens = patches + 1;
-    // Upstream: `int(L * (1 - mask_ratio))`.
-    let kept = (student.patches() as f64 * (1.0 - shape.mask_ratio.clamp(0.0, 1.0))) as u128 + 1;
+    let kept = wide(student.visible_patches(shape.mask_ratio.clamp(0.0, 1.0))) + 1;
 
     let fixed = tokens * wide(c) + tokens * d;
     let mut parameters = total(&vit_parameters(student));

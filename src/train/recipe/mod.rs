@@ -218,7 +218,7 @@ impl Recipe {
     fn validate_method(&self) -> Result<(), String> {
         let method = &self.method;
         within("method.mask_ratio", method.mask_ratio, 0.0, 1.0)?;
-        let kept = (self.student.patches() as f64 * (1.0 - method.mask_ratio)) as usize;
+        let kept = self.student.visible_patches(method.mask_ratio);
         if kept == 0 || kept == self.student.patches() {
             return Err(format!(
                 "`method.mask_ratio` {} keeps {kept} of {} patches",

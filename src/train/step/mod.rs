@@ -152,7 +152,7 @@ impl<'b> Step<'b> {
         if !(method.mask_ratio >= 0.0 && method.mask_ratio < 1.0) {
             return Err(setup(&format!("`mask_ratio` is {}; it must be in [0, 1)", method.mask_ratio)));
         }
-        if visible_patches(student, method) == student.patches() {
+        if student.visible_patches(method.mask_ratio) == student.patches() {
             return Err(setup(&format!("`mask_ratio` {} hides no patch", method.mask_ratio)));
         }
         if !student.width.is_multiple_of(4) {
@@ -262,7 +262,8 @@ impl<'b> Step<'b> {
             let (images, noise) = (batch.images.len(), batch.noise.len());
             return Err(StepError::Batch { images, noise, count, height, width });
         }
-        let mask = Mask::new(&batch.noise, patches_each, visible_patches(&self.student.vit, &self.settings.method));
+        let kept = self.student.vit.visible_patches(self.settings.method.mask_ratio);
+        let mask = Mask::new(&batch.noise, patches_each, kept);
         let images = kernel("batch", || Tensor::from_slice(&batch.images, (count, 3, height, width), &self.device))?;
         let targets = match &mut self.base {
             Some(base) => base.targets(&images)?,
@@ -436,11 +437,6 @@ fn initial_parameters(
         fixed.push((spec, table));
     }
     Ok(Parameters::new(values, fixed, precision, device)?)
-}
-
-/// K, as upstream: `int(L * (1 - mask_ratio))`.
-fn visible_patches(vit: &VitConfig, method: &Method) -> usize {
-    (vit.patches() as f64 * (1.0 - method.mask_ratio)) as usize
 }
 
 fn kernel<T>(operation: &str, f: impl FnOnce() -> candle_core::Result<T>) -> Result<T, KernelError> {
