@@ -73,10 +73,10 @@ fn reference((m, n, k): (usize, usize, usize), a: (&[f32], Lies), b: (&[f32], Li
     out
 }
 
-/// f32 sums of k products, in chains of at most 512 and one of k/384: the bound is the chains' lengths times half a
-/// unit, and errors of random signs stay far below it.
+/// f32 sums of k products, as if in chains of at most 256 and one of k/256: the bound is the chains' lengths times half a
+/// unit, and errors of random signs stay far below it, of chains twice as long too.
 fn bound(k: usize, size: f64) -> f64 {
-    let chain = (k.min(512) + k.div_ceil(384)) as f64;
+    let chain = (k.min(256) + k.div_ceil(256)) as f64;
     (chain.sqrt() * 4.0 + 4.0) * f64::from(f32::EPSILON) / 2.0 * size + 1e-30
 }
 
