@@ -109,17 +109,18 @@ pub(super) unsafe fn run(kind: Kind, job: &Job<'_>) {
         b => b,
     };
     let least = LEAST_SHARE / (rows * cols * k * panels.1.div_ceil(columns)).max(1);
+    let single = blocks(k) == 1;
     let shares = match b {
         Operand::Packed(_) => {
             shares(panels, columns, threads, (2, least.clamp(1, MOST_PANELS_OF_PACKED), MOST_PANELS_OF_PACKED))
         }
         // What a thread has packed of a B of one block serves its next share.
-        _ if blocks(k) == 1 => shares(panels, columns, threads, (2, least.clamp(1, MOST_PANELS), MOST_PANELS)),
+        _ if single => shares(panels, columns, threads, (2, least.clamp(1, MOST_PANELS), MOST_PANELS)),
         _ => shares(panels, columns, threads, (1, 1, MOST_PANELS)),
     };
     let job = Job { b, ..*job };
     in_turn(threads, shares.len(), |index, last| {
-        let packed = blocks(k) == 1 && last.is_some_and(|last| shares[last].1 == shares[index].1);
+        let packed = single && last.is_some_and(|last| shares[last].1 == shares[index].1);
         // SAFETY: the caller's; shares are disjoint.
         unsafe { share(kind, &job, panels, shares[index].clone(), packed) };
     });
