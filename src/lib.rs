@@ -14,6 +14,8 @@
 //!    [`identify`] says whose weights any file holds.
 //! 7. `train` makes a new model from any base's backbone; `view` draws how it went.
 //!
+//! Errors say what is wrong and where; what to do next is a [`hint::Hint`], data that each caller words for itself.
+//!
 //! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
 
 pub mod checkpoint;
@@ -26,6 +28,7 @@ pub mod data;
 #[cfg(feature = "fetch")]
 pub mod fetch;
 mod header;
+pub mod hint;
 #[cfg(feature = "fetch")]
 pub mod identify;
 #[cfg(feature = "candle")]

@@ -37,4 +37,5 @@ mod stats;
 mod train;
 #[cfg(feature = "candle")]
 mod traps;
+mod words;
 mod zoo;

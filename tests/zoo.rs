@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use tec_zoo::zoo::{Digest, Manifest, Status, Terms, Zoo};
 
+use crate::words::InFull;
+
 fn root(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)
 }
@@ -173,12 +175,12 @@ fn a_misspelt_name_gets_the_nearest_ones() {
         ("MAE-ViT-B", "mae-vitb"),
         ("dinovitb16", "dino-vitb16"),
     ] {
-        let error = zoo.get(asked).unwrap_err().to_string();
+        let error = zoo.get(asked).unwrap_err().in_full();
         assert!(error.contains(&format!("did you mean `{meant}`")), "{error}");
     }
-    let error = zoo.get("resnet50").unwrap_err().to_string();
+    let error = zoo.get("resnet50").unwrap_err().in_full();
     assert!(
-        error.contains("`resnet50`") && error.contains("tec-zoo list") && !error.contains("did you mean"),
+        error.contains("`resnet50`") && error.contains("`list` shows all") && !error.contains("did you mean"),
         "{error}"
     );
 }
@@ -197,7 +199,7 @@ fn an_overlay_adds_overrides_and_refuses_what_is_wrong() {
     assert_eq!(zoo.get("mine").unwrap().family, "mae");
 
     std::fs::write(dir.path().join("other.toml"), &text).unwrap();
-    let error = Zoo::with_overlay(dir.path()).unwrap_err().to_string();
+    let error = Zoo::with_overlay(dir.path()).unwrap_err().in_full();
     assert!(error.contains("other.toml") && error.contains("says `name = \"mae-vitb\"`"), "{error}");
 
     let missing = dir.path().join("not there");
@@ -275,10 +277,10 @@ fn a_registered_model_is_in_the_catalogue_with_its_bases_terms() {
     tec_zoo::model::Canonical::open(manifest.directory.as_ref().unwrap()).unwrap();
 
     for name in ["", "../escape", "Upper", "a b", ".hidden", "trailing."] {
-        let error = tec_zoo::zoo::register(&overlay, name, &model).unwrap_err().to_string();
+        let error = tec_zoo::zoo::register(&overlay, name, &model).unwrap_err().in_full();
         assert!(error.contains("cannot be a model's name"), "{name}: {error}");
     }
-    let error = tec_zoo::zoo::register(&overlay, "empty", dir.path()).unwrap_err().to_string();
+    let error = tec_zoo::zoo::register(&overlay, "empty", dir.path()).unwrap_err().in_full();
     assert!(error.contains("not a model directory"), "{error}");
     assert_eq!(std::fs::read_dir(&overlay).unwrap().count(), 1, "a refused model left something behind");
 }

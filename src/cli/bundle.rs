@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{exit::Exit, interrupt, output::Output, registry};
 use crate::fetch::{Store, bundle};
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let mut models = Vec::new();
     for name in &args.models {
         let Some(directory) = registry::present(zoo.get(name)?)? else {
-            bail!("`{name}` is a known model, but it is not here\nhint: `tec-zoo fetch {name}`");
+            return Err(registry::absent(name));
         };
         models.push((name.clone(), directory));
     }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{exit::Exit, output::Output, registry};
+use super::{exit::Exit, hint::Advised, output::Output, registry};
 use crate::onnx::{CONSUMERS, Contract, Expectation};
 
 /// What a graph or a model promises: levels, strides, norm, prefix tokens, mean and std, resampling, lineage
@@ -77,9 +77,22 @@ fn expectation(other: &str) -> Result<Expectation> {
     if path.extension().is_some_and(|extension| extension == "toml" || extension == "json") {
         return Ok(Expectation::of_file(path)?);
     }
-    let consumers = || CONSUMERS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let other = contract(other).with_context(|| format!("`{other}` is none of the consumers {}", consumers()))?;
-    Ok(Expectation::of_contract(&other))
+    if !is_graph(other) && !registry::is_directory(other) && registry::zoo()?.get(other).is_err() {
+        let text = format!("`{other}` is neither a consumer, nor a model, nor a file of fields");
+        return Err(Advised::refusal(text, nearest(other)));
+    }
+    Ok(Expectation::of_contract(&contract(other)?))
+}
+
+/// The consumers that may be meant; all of them where none resembles what was asked for.
+fn nearest(other: &str) -> String {
+    let names = || CONSUMERS.iter().map(|(name, _)| *name);
+    let near = |name: &&str| name.contains(other) || strsim::jaro_winkler(name, other) >= 0.85;
+    let quoted = |names: &mut dyn Iterator<Item = &str>| names.map(|name| format!("`{name}`")).collect::<Vec<_>>();
+    match quoted(&mut names().filter(near)).as_slice() {
+        [] => format!("consumers are {}", quoted(&mut names()).join(", ")),
+        near => format!("did you mean {}?", near.join(" or ")),
+    }
 }
 
 /// A value as people write it.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indicatif::ProgressBar;
 
-use super::{exit::Exit, exit::Usage, fetch, interrupt, output::Output, registry};
+use super::{exit::Exit, exit::Usage, fetch, hint::Advised, interrupt, output::Output, registry};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Action, Conversion, Layout, Plan, Progress, Request, Sidecar, emit};
 use crate::fetch::{Store, convert_remote};
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         image_size: args.image_size,
         sidecar: None,
     };
-    if args.input.contains("://") {
+    if fetch::is_address(&args.input)? {
         return from_address(args, &request, output);
     }
     let path = Path::new(&args.input);
@@ -185,7 +185,8 @@ fn show(plan: &Plan, json: bool, output: &mut Output) -> Result<()> {
 fn back(args: &Args, layout: &str, output: &mut Output) -> Result<Exit> {
     let known = Layout::ALL.map(Layout::name);
     let Some(layout) = Layout::ALL.into_iter().find(|known| known.name() == layout) else {
-        return Err(Usage(format!("there is no layout `{layout}`\nhint: there are {}", known.join(", "))).into());
+        let text = format!("there is no layout `{layout}`");
+        return Err(Advised::usage(Usage(text), format!("there are {}", known.join(", "))));
     };
     let model = registry::open(&args.input)?;
     let bar = output.bytes_bar(0);

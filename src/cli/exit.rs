@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::hint::Advised;
 use crate::fetch::{FetchError, Kind};
 
 /// How a run ended.
@@ -25,18 +26,23 @@ pub(super) enum Exit {
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        match exit {
-            Exit::Done | Exit::PipeClosed => Self::SUCCESS,
-            Exit::Failed => Self::from(1),
-            Exit::Usage => Self::from(2),
-            Exit::NotHeld => Self::from(3),
-            Exit::Network => Self::from(4),
-            Exit::Interrupted => Self::from(130),
-        }
+        exit.code().into()
     }
 }
 
 impl Exit {
+    /// The number.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Done | Self::PipeClosed => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotHeld => 3,
+            Self::Network => 4,
+            Self::Interrupted => 130,
+        }
+    }
+
     /// The code an error ends the program with.
     pub(super) fn of(error: &anyhow::Error) -> Self {
         if super::interrupt::requested() {
@@ -45,6 +51,9 @@ impl Exit {
         for cause in error.chain() {
             if cause.is::<Usage>() {
                 return Self::Usage;
+            }
+            if let Some(advised) = cause.downcast_ref::<Advised>() {
+                return advised.exit();
             }
             if let Some(fetch) = cause.downcast_ref::<FetchError>() {
                 match fetch.kind() {

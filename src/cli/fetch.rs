@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use super::{exit::Exit, exit::Usage, hint::Advised, interrupt, output::Output, registry};
 use crate::fetch::{Event, Fetched, Options, Origin, Parts, Secret, Store, fetch, fetch_from, is_bundle, unbundle};
 use crate::zoo::{Manifest, Terms, Zoo};
 
@@ -86,12 +86,28 @@ pub(super) fn options() -> Options {
     }
 }
 
+/// Whether `text` is an address rather than a path.
+///
+/// # Errors
+/// An address of a kind that nothing here reads.
+pub(super) fn is_address(text: &str) -> Result<bool> {
+    match text.split_once("://") {
+        None => Ok(false),
+        Some(("https" | "http", _)) => Ok(true),
+        Some((scheme, _)) => {
+            let text = format!("`{scheme}` is no scheme that can be read");
+            Err(Advised::usage(Usage(text), "an address begins with https://; a file is given by its path"))
+        }
+    }
+}
+
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let zoo = registry::zoo()?;
-    if let Some(path) = args.from.as_deref().filter(|from| !from.contains("://")).map(Path::new)
-        && is_bundle(path)?
+    if let Some(path) = args.from.as_deref()
+        && !is_address(path)?
+        && is_bundle(Path::new(path))?
     {
-        return from_bundle(args, path, &zoo, output);
+        return from_bundle(args, Path::new(path), &zoo, output);
     }
     if args.from.is_some() && args.models.len() != 1 {
         return Err(Usage("--from is one file: name one model".into()).into());
@@ -128,7 +144,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         let fetched = match &args.from {
             None => fetch(&store, manifest, &options, &mut |event| news.hear(event)),
             Some(from) => {
-                let origin = if from.contains("://") { Origin::Url(from.clone()) } else { Origin::File(from.into()) };
+                let origin = if is_address(from)? { Origin::Url(from.clone()) } else { Origin::File(from.into()) };
                 fetch_from(&store, manifest, &origin, &options, &mut |event| news.hear(event))
             }
         };

@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    if !args.file.contains("://") {
+    if !fetch::is_address(&args.file)? {
         let path = Path::new(&args.file);
         let survey = Checkpoint::survey(path)?;
         let candidates = detect(&survey.checkpoint, Sidecar::beside(path).as_ref())?;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{exit::Exit, exit::Usage, output::Output, registry};
+use super::{exit::Exit, exit::Usage, hint::Advised, output::Output, registry};
 use crate::zoo::{Status, Summary, Terms};
 
 /// What can be had: architecture, parameters, licence, source, published metrics
@@ -27,9 +27,8 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     if let Some(family) = &args.family {
         let families = zoo.families();
         if !families.contains(&family.as_str()) {
-            return Err(
-                Usage(format!("no family is called `{family}`\nhint: there are {}", families.join(", "))).into()
-            );
+            let text = format!("no family is called `{family}`");
+            return Err(Advised::usage(Usage(text), format!("there are {}", families.join(", "))));
         }
     }
     let mut models = zoo.list(args.family.as_deref());

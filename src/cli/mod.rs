@@ -15,6 +15,7 @@ mod embed;
 mod exit;
 mod export;
 mod fetch;
+mod hint;
 mod identify;
 mod info;
 mod inspect;
@@ -34,7 +35,7 @@ mod view;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use exit::Exit;
 use output::{ColorChoice, Output};
@@ -94,8 +95,10 @@ enum Verb {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let mut output = Output::new(cli.color, cli.quiet);
+    let matches = Cli::command().get_matches();
+    let json = asks_for_json(&matches);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let mut output = Output::new(cli.color, cli.quiet, json);
     interrupt::install();
     let result: Result<Exit> = match cli.verb {
         Verb::List(args) => list::run(&args, &mut output),
@@ -124,10 +127,16 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let exit = Exit::of(&error);
             if exit != Exit::PipeClosed {
-                output.error(&error);
+                output.error(&error, exit);
             }
             exit
         }
     };
     exit.into()
+}
+
+/// Whether the verb, or a verb of its own, was called with `--json`.
+fn asks_for_json(matches: &ArgMatches) -> bool {
+    matches!(matches.try_get_one::<bool>("json"), Ok(Some(true)))
+        || matches.subcommand().is_some_and(|(_, matches)| asks_for_json(matches))
 }

@@ -7,6 +7,9 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::exit::Exit;
+use super::hint;
+
 /// When to colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(super) enum ColorChoice {
@@ -33,16 +36,48 @@ pub(super) struct Output {
     quiet: bool,
     color_out: bool,
     color_err: bool,
+    json: bool,
+}
+
+/// How a run failed, as `--json` has it.
+#[derive(Debug, Serialize)]
+struct Failure {
+    schema: u32,
+    error: String,
+    causes: Vec<String>,
+    hint: Option<String>,
+    exit: u8,
+}
+
+impl Failure {
+    fn new(error: &anyhow::Error, exit: Exit) -> Self {
+        let mut hints: Vec<String> = hint::of(error).iter().map(hint::shown).collect();
+        let mut texts = error.chain().map(|cause| {
+            let text = cause.to_string();
+            // Rooms whose errors still have their advice in their text.
+            match text.split_once("\nhint: ") {
+                Some((text, hint)) => {
+                    hints.push(hint.to_owned());
+                    text.to_owned()
+                }
+                None => text,
+            }
+        });
+        let error = texts.next().unwrap_or_default();
+        let causes = texts.collect();
+        Self { schema: 1, error, causes, hint: hints.into_iter().next(), exit: exit.code() }
+    }
 }
 
 impl Output {
-    pub(super) fn new(choice: ColorChoice, quiet: bool) -> Self {
+    /// With `json`, an error is one object too.
+    pub(super) fn new(choice: ColorChoice, quiet: bool, json: bool) -> Self {
         let allowed = |terminal: bool| match choice {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
             ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         };
-        Self { quiet, color_out: allowed(stdout().is_terminal()), color_err: allowed(stderr().is_terminal()) }
+        Self { quiet, color_out: allowed(stdout().is_terminal()), color_err: allowed(stderr().is_terminal()), json }
     }
 
     /// A line of data.
@@ -100,20 +135,26 @@ impl Output {
         eprintln!("{} {text}", paint(self.color_err, Paint::Note, "warning:"));
     }
 
-    /// The one error a run ends with.
-    pub(super) fn error(&mut self, error: &anyhow::Error) {
-        let mut text = String::new();
-        for cause in error.chain() {
-            let cause = cause.to_string();
-            // Library errors name their source in their own text; do not say it twice.
-            if !text.contains(&cause) {
-                if !text.is_empty() {
-                    text.push_str(": ");
-                }
-                text.push_str(&cause);
+    /// The one error a run ends with: what failed, each cause, and last what to do next.
+    pub(super) fn error(&mut self, error: &anyhow::Error, exit: Exit) {
+        let failure = Failure::new(error, exit);
+        if self.json {
+            match serde_json::to_string_pretty(&failure) {
+                Ok(text) => eprintln!("{text}"),
+                Err(error) => eprintln!("error: {error}"),
             }
+            return;
+        }
+        let mut text = failure.error;
+        for cause in &failure.causes {
+            // Behind a list, a cause begins a line of its own.
+            text.push_str(if text.contains('\n') { "\ncause: " } else { ": " });
+            text.push_str(cause);
         }
         eprintln!("{} {text}", paint(self.color_err, Paint::Bad, "error:"));
+        if let Some(hint) = failure.hint {
+            eprintln!("{} {hint}", paint(self.color_err, Paint::Note, "hint:"));
+        }
     }
 
     /// `text` in colour, for stdout.

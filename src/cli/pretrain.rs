@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 
-use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry};
+use super::{exit::Exit, exit::Usage, hint::Advised, interrupt, output::Output, registry};
 use crate::kernels::{DeviceError, open_device};
 use crate::model::Canonical;
 use crate::train::distributed::{Place, World};
@@ -63,7 +63,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let place = Place::read(|name| std::env::var(name).ok())?;
     let device = match open_device(&args.device, place.local_rank) {
-        Err(error @ DeviceError::Unknown { .. }) => return Err(Usage(error.to_string()).into()),
+        Err(error @ DeviceError::Unknown { .. }) => {
+            let hint = error.hint().unwrap_or_default();
+            return Err(Advised::usage(Usage(error.to_string()), hint));
+        }
         device => device?,
     };
     if let Some(dump) = &args.replay {
@@ -94,7 +97,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         }
         // The others wait for this process, and must not do so for ever.
         Err(error) if world.size() > 1 => {
-            output.error(&error);
+            output.error(&error, Exit::of(&error));
             world.abort(1)
         }
         Err(error) => Err(error),
@@ -145,10 +148,8 @@ fn recipe(args: &Args, out: &Path, base: Option<&Base>) -> Result<Recipe> {
         let of = base.map_or("training without a base".to_owned(), |base| format!("`{}` as a base", base.name));
         let names = Recipe::names().collect::<Vec<_>>().join(", ");
         let hint = "`nano` is a small student to try things with";
-        return Err(Usage(format!(
-            "no recipe was published for {of}: choose one with --recipe\nhint: there are {names}; {hint}"
-        ))
-        .into());
+        let text = format!("no recipe was published for {of}: choose one with --recipe");
+        return Err(Advised::usage(Usage(text), format!("there are {names}; {hint}")));
     };
     Ok(Recipe::load(name, &args.set)?)
 }

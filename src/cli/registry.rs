@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
+use super::hint::Advised;
 use crate::fetch::Store;
+use crate::hint::{Command, Hint};
 use crate::model::{Canonical, ModelFile};
 use crate::zoo::{Manifest, Zoo};
 
@@ -13,7 +15,8 @@ pub(super) fn home() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("TEC_ZOO_HOME").filter(|home| !home.is_empty()) {
         return Ok(PathBuf::from(home));
     }
-    let cache = dirs::cache_dir().context("this system has no cache folder\nhint: set TEC_ZOO_HOME to a folder")?;
+    let cache = dirs::cache_dir()
+        .ok_or_else(|| Advised::refusal("this system has no cache folder", "set TEC_ZOO_HOME to a folder"))?;
     Ok(cache.join("tec-zoo"))
 }
 
@@ -44,8 +47,14 @@ pub(super) fn directory(model: &str) -> Result<PathBuf> {
     let manifest = zoo.get(model)?;
     match present(manifest)? {
         Some(directory) => Ok(directory),
-        None => bail!("`{model}` is a known model, but it is not here\nhint: `tec-zoo fetch {model}`"),
+        None => Err(absent(model)),
     }
+}
+
+/// The refusal of a model that is known and not on this machine.
+pub(super) fn absent(model: &str) -> anyhow::Error {
+    let text = format!("`{model}` is a known model, but it is not here");
+    Advised::refusal(text, Hint::new().command(Command::new("fetch").word(model.to_owned())))
 }
 
 /// Where a model of the zoo is, if it is on this machine.

@@ -68,12 +68,15 @@ fn pretraining(recipe: &str) -> Result<Stats> {
 
 fn print(stats: &Stats, output: &mut Output) -> Result<()> {
     let giga = |macs: u64| format!("{:.3} G", macs as f64 / 1e9);
-    let rows = [
-        ("parameters", stats.parameters.to_string()),
-        ("trainable", stats.trainable.to_string()),
-        ("multiply-accumulates with gradient", giga(stats.macs_with_grad)),
-        ("multiply-accumulates without", giga(stats.macs_without_grad)),
-    ];
+    let mut rows = vec![("parameters", stats.parameters.to_string()), ("trainable", stats.trainable.to_string())];
+    match stats.macs_with_grad {
+        // A plain pass: nothing is trained in it.
+        0 => rows.push(("multiply-accumulates", giga(stats.macs_without_grad))),
+        with => {
+            rows.push(("multiply-accumulates with gradient", giga(with)));
+            rows.push(("multiply-accumulates without", giga(stats.macs_without_grad)));
+        }
+    }
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     output.table(&["", "PER IMAGE"], &rows, &[1])
 }

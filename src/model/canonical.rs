@@ -12,6 +12,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{ModelConfig, ParameterSpec, adapter_parameters, neck_parameters, vit_parameters};
+use crate::hint::{Command, Hint};
 
 /// The files of a model directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl ModelFile {
 #[non_exhaustive]
 pub enum CanonicalError {
     /// The file could not be read.
-    #[error("cannot read `{path}`: {source}")]
+    #[error("cannot read `{path}`")]
     Io {
         /// The file.
         path: String,
@@ -60,7 +61,7 @@ pub enum CanonicalError {
         source: std::io::Error,
     },
     /// Not a model directory at all.
-    #[error("`{path}` is not a model directory: it has no {missing}\nhint: `tec-zoo convert FILE --out DIR` makes one")]
+    #[error("`{path}` is not a model directory: it has no {missing}")]
     NotAModel {
         /// The directory.
         path: String,
@@ -76,7 +77,7 @@ pub enum CanonicalError {
         reason: String,
     },
     /// A safetensors file is malformed.
-    #[error("cannot use `{path}`: {source}")]
+    #[error("cannot use `{path}`")]
     Safetensors {
         /// The file.
         path: String,
@@ -91,6 +92,19 @@ pub enum CanonicalError {
         /// One line for each problem.
         problems: String,
     },
+}
+
+impl CanonicalError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::NotAModel { .. } => {
+                let convert = Command::new("convert").word("FILE").set("out", "DIR");
+                Some(Hint::new().command(convert).words(" makes one"))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// One tensor of a mapped file.

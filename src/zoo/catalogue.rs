@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::embedded::EMBEDDED;
 use super::{LicenceFacts, Manifest, Summary, Terms};
+use crate::hint::{Command, Hint};
 
 /// Bounds on an overlay folder: a manifest is a page of text.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -19,15 +20,23 @@ const MAX_LINEAGE: usize = 16;
 #[non_exhaustive]
 pub enum ZooError {
     /// No such model.
-    #[error("no model is called `{name}`{}", hint(.near))]
+    #[error("no model is called `{name}`")]
     Unknown {
         /// What was asked for.
         name: String,
         /// Names that resemble it.
         near: Vec<String>,
     },
+    /// An id of the Hugging Face hub in the place of a name.
+    #[error("`{id}` is an id of the Hugging Face hub; models have names of their own here")]
+    HubId {
+        /// What was asked for.
+        id: String,
+        /// The models that can be had from there.
+        models: Vec<String>,
+    },
     /// A name that cannot be used.
-    #[error("`{name}` cannot be a model's name\nhint: use a-z, 0-9, `-` and `.`, at most 64 of them")]
+    #[error("`{name}` cannot be a model's name")]
     Name {
         /// What was given.
         name: String,
@@ -41,7 +50,7 @@ pub enum ZooError {
         reason: String,
     },
     /// The overlay could not be read or written.
-    #[error("cannot use `{path}`: {source}")]
+    #[error("cannot use `{path}`")]
     Io {
         /// File or folder.
         path: String,
@@ -53,12 +62,29 @@ pub enum ZooError {
     Model(#[from] crate::model::CanonicalError),
 }
 
-fn hint(near: &[String]) -> String {
-    match near {
-        [] => "\nhint: `tec-zoo list` shows all of them".to_owned(),
-        near => {
-            let names: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
-            format!("\nhint: did you mean {}? `tec-zoo list` shows all of them", names.join(", "))
+impl ZooError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Unknown { near, .. } => {
+                let names: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+                let hint = match names.as_slice() {
+                    [] => Hint::new(),
+                    names => Hint::new().words(format!("did you mean {}? ", names.join(", "))),
+                };
+                Some(hint.command(Command::new("list")).words(" shows all of them"))
+            }
+            Self::HubId { id, models } => Some(match models.as_slice() {
+                [] => {
+                    let convert = Command::new("convert").word("FILE").set("out", "DIR");
+                    Hint::new().words("no model here is from there; ").command(convert).words(" reads a file of it")
+                }
+                [model] => Hint::new().words(format!("`{model}` is the model of {id}")),
+                models => Hint::new().words(format!("`{}` are models of {id}", models.join("` and `"))),
+            }),
+            Self::Name { .. } => Some("use a-z, 0-9, `-` and `.`, at most 64 of them".into()),
+            Self::Model(error) => error.hint(),
+            Self::Manifest { .. } | Self::Io { .. } => None,
         }
     }
 }
@@ -135,19 +161,29 @@ impl Zoo {
     /// The manifest called `name`.
     ///
     /// # Errors
-    /// [`ZooError::Unknown`], with the names that resemble it.
+    /// [`ZooError::Unknown`], with the names that resemble it; [`ZooError::HubId`].
     ///
     /// ```
     /// use tec_zoo::zoo::Zoo;
     ///
     /// let zoo = Zoo::embedded()?;
     /// assert_eq!(zoo.get("mocov3-vits")?.vit.heads, 12);
-    /// let error = zoo.get("ibot-vit-b").unwrap_err().to_string();
-    /// assert!(error.contains("did you mean `ibot-vitb`"), "{error}");
+    /// let hint = zoo.get("ibot-vit-b").unwrap_err().hint().unwrap_or_default().to_string();
+    /// assert!(hint.contains("did you mean `ibot-vitb`"), "{hint}");
     /// # Ok::<(), tec_zoo::zoo::ZooError>(())
     /// ```
     pub fn get(&self, name: &str) -> Result<&Manifest, ZooError> {
-        self.manifests.get(name).ok_or_else(|| ZooError::Unknown { name: name.to_owned(), near: self.near(name) })
+        self.manifests.get(name).ok_or_else(|| match self.from_hub(name) {
+            models if !models.is_empty() || name.contains('/') => ZooError::HubId { id: name.to_owned(), models },
+            _ => ZooError::Unknown { name: name.to_owned(), near: self.near(name) },
+        })
+    }
+
+    /// The models that can be had from the repository `id` of the hub, with or without its owner.
+    fn from_hub(&self, id: &str) -> Vec<String> {
+        let is = |hub: &str| hub == id || hub.split_once('/').is_some_and(|(_, name)| name == id);
+        let from = |manifest: &&Manifest| manifest.sources.iter().filter_map(|source| source.hub.as_deref()).any(is);
+        self.iter().filter(from).map(|manifest| manifest.name.clone()).collect()
     }
 
     /// All manifests, by name.

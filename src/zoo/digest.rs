@@ -32,7 +32,7 @@ pub enum Digest {
 /// A hash that is not written as one of the known kinds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a hash\nhint: write `sha256:<64 hex>`, `sha256-prefix:<8 hex>` or `md5-prefix:<6 hex>`, in lower case"
+    "`{0}` is not a hash: those are `sha256:<64 hex>`, `sha256-prefix:<8 hex>` and `md5-prefix:<6 hex>`, in lower case"
 )]
 pub struct DigestError(String);
 
