@@ -10,6 +10,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tec_zoo::checkpoint::{Checkpoint, CheckpointError, ContainerKind};
 
+use crate::words::InFull;
+
 /// A tensor as torch saw it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 struct Seen {
@@ -210,7 +212,7 @@ fn errors_name_the_file_and_for_shards_the_shard() {
     let folder = tempfile::tempdir().unwrap();
     let index = folder.path().join("model.safetensors.index.json");
     fs::write(&index, r#"{"weight_map": {"a": "one.safetensors"}}"#).unwrap();
-    let message = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
+    let message = |path: &Path| Checkpoint::open(path).unwrap_err().in_full();
     assert!(message(&index).contains("one.safetensors"), "{}", message(&index));
 
     fs::write(folder.path().join("one.safetensors"), b"nothing of the kind").unwrap();
@@ -218,7 +220,7 @@ fn errors_name_the_file_and_for_shards_the_shard() {
 
     fs::copy(fixtures("containers").join("dtypes.safetensors"), folder.path().join("one.safetensors")).unwrap();
     let error = Checkpoint::open(&index).unwrap_err();
-    assert!(error.to_string().contains("model.safetensors.index.json"), "{error}");
+    assert!(error.in_full().contains("model.safetensors.index.json"), "{error}");
     let CheckpointError::In { source, .. } = error else { panic!("{error}") };
     assert!(matches!(*source, CheckpointError::Index { .. }), "{source}");
 }

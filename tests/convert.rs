@@ -16,6 +16,8 @@ use tec_zoo::model::{
     Activation, AxisOrder, Canonical, Feature, ModelFile, PositionKind, VitConfig, position_kind, vit_parameters,
 };
 
+use crate::words::InFull;
+
 /// The reference checkpoints: file, branch, family, tensors of the three files.
 const FIXTURES: [(&str, Option<&str>, &str, [usize; 3]); 12] = [
     ("mae_pretrain_vit_tiny.pth", None, "mae", [54, 0, 0]),
@@ -239,8 +241,8 @@ fn dino_falls_out_of_ibots_names() {
     // The released backbone has timm's names and nothing else to tell it by.
     let mut flat = tensors(&open("ibot_checkpoint_teacher.pth"));
     flat.iter_mut().for_each(|tensor| drop(tensor.path.remove(0)));
-    let refused = run_edited(&flat, &temp.path().join("flat"), &four_heads()).unwrap_err().to_string();
-    assert!(refused.contains("`--family dino` or `--family timm`"), "{refused}");
+    let refused = run_edited(&flat, &temp.path().join("flat"), &four_heads()).unwrap_err().in_full();
+    assert!(refused.contains("`family`: dino or `family`: timm"), "{refused}");
     let request = Request { family: Some("dino".to_owned()), ..four_heads() };
     run_edited(&flat, &temp.path().join("flat"), &request).unwrap();
 }

@@ -13,6 +13,7 @@ use tec_zoo::zoo::Zoo;
 
 use super::convert::torch_file;
 use super::parity::Reference;
+use crate::words::InFull;
 
 /// Two blocks of width 24: sums are short, and a few units in the last place of f32 are all that may differ.
 const TOLERANCE: f64 = 2e-6;
@@ -207,9 +208,9 @@ fn what_a_plain_vit_has_not_is_refused_where_a_layout_cannot_say_it() {
     plan.apply(&edited, "edited.pth", &at("bare"), false, &mut |_| ControlFlow::Continue(())).unwrap();
     let vit = &Canonical::open(&at("bare")).unwrap().config().vit.clone();
     assert_eq!((vit.layer_scale, vit.registers, vit.mlp), (false, 4, Mlp::SwiGlu));
-    insta::assert_snapshot!(emit(&at("bare"), Layout::Hf, &at("hf")).unwrap_err(), @r"
+    insta::assert_snapshot!(emit(&at("bare"), Layout::Hf, &at("hf")).unwrap_err().in_full(), @r"
     `hf` cannot express this model: it has registers or SwiGLU without the LayerScale that Dinov2Model always applies
-    hint: `--to timm` has each by itself
+    hint: `layout`: timm has each by itself
     ");
     emit(&at("bare"), Layout::Timm, &at("timm")).unwrap();
     let back = convert(&at("timm"), &at("back"), &Request::default());
@@ -223,7 +224,7 @@ fn damaged_registers_scales_and_gates_are_named() {
         let mut tensors = whole.clone();
         change(&mut tensors);
         let request = Request { family: Some("dinov2".into()), ..four_heads() };
-        Plan::new(&torch_file::checkpoint(&tensors), &request).map(|_| ()).unwrap_err().to_string()
+        Plan::new(&torch_file::checkpoint(&tensors), &request).map(|_| ()).unwrap_err().in_full()
     };
     let replaced = |name: &'static str, shape: &'static [usize]| {
         refused(&move |tensors| {

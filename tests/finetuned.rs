@@ -11,6 +11,7 @@ use tec_zoo::onnx::runtime::{Images, Runtime, RuntimeError, RuntimeOptions, Sess
 use tec_zoo::onnx::{ExportOptions, MapOptions, Purpose, Size, Target, export};
 
 use super::parity::Reference;
+use crate::words::InFull;
 
 /// Activations are of order 1 to 10, blocks are few: ten times what was seen, a tenth of what is promised.
 const TOLERANCE: f64 = 1e-5;
@@ -192,12 +193,12 @@ fn what_does_not_fit_is_refused_by_name() {
     let wrong = Request { heads: Some(4), ..Request::default() };
     let open = |name: &str| Checkpoint::open(&checkpoint(name)).unwrap();
     for name in ["mmseg_mae_upernet", "detectron2_vitdet"] {
-        let refused = Plan::new(&open(name), &wrong).unwrap_err().to_string();
+        let refused = Plan::new(&open(name), &wrong).unwrap_err().in_full();
         assert!(refused.contains("for 2 heads, not 4"), "{refused}");
     }
     // The table of 5 × 5 patches is no table of 1 × 25.
     let wrong = Request { image_size: Some([4, 100]), ..Request::default() };
-    let refused = Plan::new(&open("mmseg_mae_upernet"), &wrong).unwrap_err().to_string();
+    let refused = Plan::new(&open("mmseg_mae_upernet"), &wrong).unwrap_err().in_full();
     assert!(refused.contains("relative_position_bias_table"), "{refused}");
     for name in ["mmseg_mae_upernet", "detectron2_vitdet"] {
         let model = Canonical::open(&convert(name, &dir.path().join(name)).dir).unwrap();

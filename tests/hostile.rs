@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use tec_zoo::checkpoint::{Checkpoint, CheckpointError};
 
+use crate::words::InFull;
+
 /// Long for a machine that is busy with other tests; every attack here would take hours, or all memory, if it worked.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -32,7 +34,7 @@ fn read(bytes: Vec<u8>) -> Result<Checkpoint, CheckpointError> {
 
 /// The message with which a file is refused: one that names the file, fits a screen, and leaves the terminal alone.
 fn refused(bytes: Vec<u8>) -> String {
-    let message = read(bytes).expect_err("it was read").to_string();
+    let message = read(bytes).expect_err("it was read").in_full();
     assert_clear(&message);
     message
 }

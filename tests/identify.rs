@@ -12,6 +12,8 @@ use tec_zoo::identify::{
 };
 use tec_zoo::model::{Canonical, ModelFile, Weights};
 
+use crate::words::InFull;
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
 }
@@ -257,10 +259,7 @@ fn fingerprints_are_kept_and_damaged_ones_are_named() {
     {
         std::fs::write(&path, good.replacen(from, to, 1)).unwrap();
         let error = known(&folder).unwrap_err();
-        assert!(
-            matches!(error, IdentifyError::Fingerprint { .. }) && error.to_string().contains("mae.json"),
-            "{error}"
-        );
+        assert!(matches!(error, IdentifyError::Fingerprint { .. }) && error.in_full().contains("mae.json"), "{error}");
     }
     let error = identify(&path, &kept).unwrap_err();
     assert!(matches!(error, IdentifyError::Checkpoint(_)), "{error}");

@@ -31,6 +31,10 @@ macro_rules! in_full {
 }
 
 in_full!(
+    tec_zoo::checkpoint::CheckpointError,
+    tec_zoo::convert::ConvertError,
     tec_zoo::model::CanonicalError,
     tec_zoo::zoo::ZooError,
 );
+#[cfg(feature = "fetch")]
+in_full!(tec_zoo::identify::IdentifyError);

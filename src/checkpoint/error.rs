@@ -1,12 +1,14 @@
 //! Why a checkpoint could not be read.
 
+use crate::hint::{Command, Hint};
+
 /// Why a checkpoint could not be read. [`Checkpoint::open`](super::Checkpoint::open) wraps each in
 /// [`CheckpointError::In`], which names the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// Any other error, with the file it is about.
-    #[error("cannot read checkpoint `{path}`: {source}")]
+    #[error("cannot read checkpoint `{path}`")]
     In {
         /// The file.
         path: String,
@@ -14,7 +16,7 @@ pub enum CheckpointError {
         source: Box<CheckpointError>,
     },
     /// The system refused.
-    #[error("cannot open `{path}`: {source}")]
+    #[error("cannot open `{path}`")]
     Io {
         /// The file.
         path: String,
@@ -22,21 +24,19 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file could be opened and then not read through.
-    #[error("it could not be read to its end: {reason}\nhint: was it changed meanwhile?")]
+    #[error("it could not be read to its end")]
     Reread {
         /// The system's reason.
-        reason: String,
+        source: std::io::Error,
     },
     /// Nothing in it.
-    #[error("`{path}` is empty\nhint: the download or copy failed; fetch it again")]
+    #[error("`{path}` is empty")]
     Empty {
         /// The file.
         path: String,
     },
     /// A folder without a checkpoint.
-    #[error(
-        "`{path}` is a folder without a checkpoint\nhint: name a file, or a folder with model.safetensors, pytorch_model.bin or their .index.json"
-    )]
+    #[error("`{path}` is a folder without a checkpoint")]
     Folder {
         /// The folder.
         path: String,
@@ -61,10 +61,16 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// A zip whose entries are compressed, which torch's never are.
+    #[error("zip: entry `{entry}` is compressed (method {method}); torch stores entries as they are")]
+    Compressed {
+        /// The entry.
+        entry: String,
+        /// The zip format's number of the method.
+        method: usize,
+    },
     /// A TorchScript archive: code, not a checkpoint.
-    #[error(
-        "it is a TorchScript archive: a program with weights inside, not a checkpoint\nhint: torch.save(torch.jit.load(FILE).state_dict(), …) makes a checkpoint of it"
-    )]
+    #[error("it is a TorchScript archive: a program with weights inside, not a checkpoint")]
     TorchScript,
     /// A tar that torch did not write.
     #[error("tar: {reason}")]
@@ -83,8 +89,7 @@ pub enum CheckpointError {
     },
     /// A pickle that names something a checkpoint does not need.
     #[error(
-        "its pickle names {}, which {} not on the list of inert names; nothing was run\n\
-         hint: `tec-zoo inspect FILE` lists its names; do not load it with Python before you know where it comes from",
+        "its pickle names {}, which {} not on the list of inert names; nothing was run",
         quoted(.names), if .names.len() == 1 { "is" } else { "are" }
     )]
     UnknownGlobals {
@@ -99,6 +104,12 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// A tensor whose bytes are not those that were written.
+    #[error("tensor `{name}`: its bytes are damaged: they do not have the checksum the archive says")]
+    Damaged {
+        /// Where it stands.
+        name: String,
+    },
     /// The file ends too early.
     #[error("it ends inside {what}: the file is truncated")]
     Truncated {
@@ -106,7 +117,7 @@ pub enum CheckpointError {
         what: String,
     },
     /// A safetensors header that does not hold.
-    #[error("safetensors: {0}")]
+    #[error("its safetensors header does not hold")]
     Safetensors(#[from] safetensors::SafeTensorError),
     /// The same, where the format's own checks let it pass.
     #[error("safetensors: {reason}")]
@@ -145,6 +156,31 @@ fn said(looks: &Option<&str>) -> String {
 }
 
 impl CheckpointError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::In { source, .. } => source.hint(),
+            Self::Reread { .. } => Some("was it changed meanwhile?".into()),
+            Self::Empty { .. } => Some("the download or copy failed; fetch it again".into()),
+            Self::Folder { .. } => {
+                let files = "model.safetensors, pytorch_model.bin or their .index.json";
+                Some(format!("name a file, or a folder with {files}").into())
+            }
+            Self::Compressed { .. } => {
+                Some("unpack it and pack it again with `zip -0`, or torch.load and torch.save it".into())
+            }
+            Self::TorchScript => {
+                Some("torch.save(torch.jit.load(FILE).state_dict(), …) makes a checkpoint of it".into())
+            }
+            Self::UnknownGlobals { .. } => {
+                let inspect = Hint::new().command(Command::new("inspect").word("FILE"));
+                Some(inspect.words(" lists its names; do not load it with Python before you know where it comes from"))
+            }
+            Self::Damaged { .. } => Some("fetch or copy the file again".into()),
+            _ => None,
+        }
+    }
+
     pub(super) fn pickle(reason: impl Into<String>) -> Self {
         Self::Pickle { reason: reason.into() }
     }

@@ -228,8 +228,7 @@ impl Checkpoint {
         }
         // A fuzzer would spend its life on checksums.
         if checksum.is_some_and(|checksum| !cfg!(fuzzing) && hash.finalize() != checksum) {
-            let reason = "its bytes are damaged: they do not have the checksum the archive says\nhint: fetch or copy the file again";
-            return Err(CheckpointError::tensor(&entry.path, reason).into());
+            return Err(CheckpointError::Damaged { name: error::shown(&entry.path.join(".")) }.into());
         }
         Ok(())
     }

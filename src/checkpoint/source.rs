@@ -92,8 +92,7 @@ impl Source {
         while at < range.end {
             let wanted = PIECE.min(range.end - at);
             let piece = &mut buffer[..wanted];
-            read_exact_at(file, piece, at as u64)
-                .map_err(|error| CheckpointError::Reread { reason: error.to_string() })?;
+            read_exact_at(file, piece, at as u64).map_err(|source| CheckpointError::Reread { source })?;
             each(piece)?;
             at += wanted;
         }

@@ -203,10 +203,7 @@ fn listed(directory: &[u8], at: usize) -> Result<(Listed, usize), CheckpointErro
         return Err(bad(format!("entry `{seen}` is encrypted")));
     }
     if method != 0 {
-        return Err(bad(format!(
-            "entry `{seen}` is compressed (method {method}); torch stores entries as they are\n\
-             hint: unpack it and pack it again with `zip -0`, or torch.load and torch.save it"
-        )));
+        return Err(CheckpointError::Compressed { entry: seen, method });
     }
     // Zip64: the fields that overflowed follow in a fixed order, and only those.
     let mut field = zip64(extra);

@@ -1,7 +1,10 @@
 //! Advice on the command line: the library's fields become flags, its verbs commands.
 
 use super::exit::{Exit, Usage};
+use crate::checkpoint::CheckpointError;
+use crate::convert::ConvertError;
 use crate::hint::{Argument, Command, Hint, Part, Setting};
+use crate::identify::IdentifyError;
 use crate::model::CanonicalError;
 use crate::zoo::ZooError;
 
@@ -19,7 +22,7 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<Hint> {
             None$(.or_else(|| error.downcast_ref::<$kind>().and_then(|error| error.hint())))*
         };
     }
-    first![Advised, CanonicalError, ZooError]
+    first![Advised, CanonicalError, CheckpointError, ConvertError, IdentifyError, ZooError]
 }
 
 /// A refusal of the command line's own, with advice.

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::assemble::{Piece, Values};
 use super::digest::digest;
+use super::emit::replaces;
 use super::merge::merged_class_token;
 use super::numbers::to_f64;
 use super::write::{Counted, Slot, Stop, header, order};
 use super::{ConvertError, Plan, hub};
 use crate::checkpoint::{Checkpoint, TensorEntry};
+use crate::hint::Hint;
 use crate::model::{ModelConfig, ModelFile, Provenance};
 use crate::staged::StagedDir;
 
@@ -127,12 +129,12 @@ pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::E
 
 /// Whether `out` may be created or replaced.
 pub(crate) fn claim_destination(out: &Path, overwrite: bool) -> Result<(), ConvertError> {
-    let taken = |why: String, hint| Err(ConvertError::Exists { path: out.display().to_string(), why, hint });
+    let taken = |why: String, hint: Hint| Err(ConvertError::Exists { path: out.display().to_string(), why, hint });
     match std::fs::symlink_metadata(out) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io("write", out)(error)),
         Ok(meta) if !meta.is_dir() => {
-            return taken("is not a directory".to_owned(), "give the name of a new directory");
+            return taken("is not a directory".to_owned(), "give the name of a new directory".into());
         }
         Ok(_) => {}
     }
@@ -142,13 +144,13 @@ pub(crate) fn claim_destination(out: &Path, overwrite: bool) -> Result<(), Conve
         empty = false;
         if !ModelFile::ALL.iter().any(|file| name == file.name()) {
             let why = format!("holds `{}`, which no model has", name.to_string_lossy());
-            return taken(why, "give the name of a new directory; this one is never replaced");
+            return taken(why, "give the name of a new directory; this one is never replaced".into());
         }
     }
     if empty || overwrite {
         return Ok(());
     }
-    taken("holds a model".to_owned(), "`--overwrite` replaces it")
+    taken("holds a model".to_owned(), replaces())
 }
 
 /// Streams `pieces` into a new file.
@@ -216,13 +218,13 @@ fn write_file(
                 out.written - before,
                 piece.bytes()
             );
-            return Err(ConvertError::Contradiction(message));
+            return Err(ConvertError::contradiction(message));
         }
     }
     Ok(())
 }
 
 fn entry(checkpoint: &Checkpoint, at: usize) -> Result<&TensorEntry, ConvertError> {
-    let foreign = || ConvertError::Contradiction("the plan was made for another checkpoint".to_owned());
+    let foreign = || ConvertError::contradiction("the plan was made for another checkpoint");
     checkpoint.tensors().get(at).ok_or_else(foreign)
 }

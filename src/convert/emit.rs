@@ -10,6 +10,7 @@ use super::apply::{claim_destination, io};
 use super::hub::{TIMM_NORM_EPS, config_text};
 use super::write::{Counted, Slot, Stop, header, order};
 use super::{ConvertError, Progress, consumer, hf};
+use crate::hint::Hint;
 use crate::model::{Canonical, ModelConfig, ModelFile, TensorView, vit_parameters};
 use crate::staged::{StagedDir, StagedFile};
 
@@ -103,7 +104,7 @@ pub fn emit(
             return Err(ConvertError::Inexpressible {
                 layout: "hf",
                 reason: "heads and epsilon live in the config.json of a directory".to_owned(),
-                hint: "give the name of a directory",
+                hint: "give the name of a directory".into(),
             });
         }
         taken(out, overwrite)?;
@@ -150,7 +151,12 @@ pub(crate) fn taken(path: &Path, overwrite: bool) -> Result<(), ConvertError> {
         return Ok(());
     }
     let (path, why) = (path.display().to_string(), "would be replaced".to_owned());
-    Err(ConvertError::Exists { path, why, hint: "`--overwrite` replaces it" })
+    Err(ConvertError::Exists { path, why, hint: replaces() })
+}
+
+/// That an option replaces what is there.
+pub(crate) fn replaces() -> Hint {
+    Hint::new().option("overwrite").words(" replaces it")
 }
 
 /// A tensor under its new name; a slice of a parameter where the layout splits it.
@@ -178,14 +184,15 @@ pub(crate) fn parameters(model: &Canonical) -> impl Iterator<Item = (String, Ten
 
 /// Refuses what the layout has no field for.
 fn expressible(config: &ModelConfig, layout: Layout, size: Option<[usize; 2]>) -> Result<(), ConvertError> {
-    let refuse = |reason: String, hint| Err(ConvertError::Inexpressible { layout: layout.name(), reason, hint });
+    let refuse = |reason: String, hint: Hint| Err(ConvertError::Inexpressible { layout: layout.name(), reason, hint });
     let vit = &config.vit;
     if matches!(layout, Layout::Timm | Layout::Hf) && (!vit.class_token || !vit.plain_attention()) {
         let reason = "it has windows, relative positions or no class token".to_owned();
-        return refuse(reason, "keep the common format, or export it");
+        return refuse(reason, "keep the common format, or export it".into());
     }
     if size.is_some() && matches!(layout, Layout::Timm | Layout::Hf) {
-        return refuse("its table keeps the model's size; the library resizes it".to_owned(), "leave out `--size`");
+        let hint = Hint::new().words("leave out ").option("size");
+        return refuse("its table keeps the model's size; the library resizes it".to_owned(), hint);
     }
     match layout {
         Layout::Timm => {
@@ -194,12 +201,12 @@ fn expressible(config: &ModelConfig, layout: Layout, size: Option<[usize; 2]>) -
                     "its LayerNorm epsilon is {:e}; timm's ViT has {TIMM_NORM_EPS:e} and no field for it",
                     vit.norm_eps
                 );
-                return refuse(reason, "`--to hf` keeps the epsilon");
+                return refuse(reason, Hint::new().set("layout", "hf").words(" keeps the epsilon"));
             }
             if vit.final_norm && vit.classifier.is_some_and(|classifier| classifier.fc_norm) {
                 return refuse(
                     "it has both `norm` and `fc_norm`; timm's ViT has one of them".to_owned(),
-                    "keep the common format",
+                    "keep the common format".into(),
                 );
             }
         }

@@ -3,13 +3,16 @@
 use super::plan::Candidate;
 use super::{MappingError, Problems};
 use crate::checkpoint::CheckpointError;
+use crate::hint::{Command, Hint};
 use crate::model::CanonicalError;
 
-/// A fact that no tensor says, with the flag that supplies it.
+/// A fact that no tensor says, with the field of the [request](super::Request) that supplies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
-    /// The flag, such as `--heads`.
-    pub flag: &'static str,
+    /// The field, such as `heads`.
+    pub option: &'static str,
+    /// What stands for its value, such as `N`.
+    pub value: &'static str,
     /// What it means and why it is not known.
     pub why: String,
 }
@@ -28,7 +31,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Model(#[from] CanonicalError),
     /// No mapping has this name.
-    #[error("no converter is called `{name}`; there are {}{}", known.join(", "), near.as_ref().map(|near| format!("\nhint: did you mean `--family {near}`?")).unwrap_or_default())]
+    #[error("no converter is called `{name}`; there are {}", known.join(", "))]
     UnknownFamily {
         /// The name asked for.
         name: String,
@@ -38,26 +41,19 @@ pub enum ConvertError {
         near: Option<String>,
     },
     /// No family explains the file.
-    #[error(
-        "no known family explains this checkpoint{}\nhint: `tec-zoo inspect FILE` lists its tensors; `--family NAME` reports what is in the way in full",
-        reasons(candidates)
-    )]
+    #[error("no known family explains this checkpoint{}", reasons(candidates))]
     NoFamily {
         /// What was tried, and why not.
         candidates: Vec<Candidate>,
     },
     /// Several families explain the file.
-    #[error(
-        "this checkpoint could be of more than one family, and nothing in it says which{}\nhint: name it: {}",
-        reasons(candidates),
-        families(candidates)
-    )]
+    #[error("this checkpoint could be of more than one family, and nothing in it says which{}", reasons(candidates))]
     AmbiguousFamily {
         /// The families that fit.
         candidates: Vec<Candidate>,
     },
     /// The file has nothing where the family keeps its tensors.
-    #[error("cannot convert as `{family}`: no encoder in {}; the top level has {top}\nhint: leave out `--family` to see which families fit", layouts.join(", "))]
+    #[error("cannot convert as `{family}`: no encoder in {}; the top level has {top}", layouts.join(", "))]
     NoLayout {
         /// The family.
         family: String,
@@ -67,7 +63,7 @@ pub enum ConvertError {
         top: String,
     },
     /// The file holds several networks.
-    #[error("this `{family}` checkpoint holds {}\nhint: choose one: {}", .branches.join(" and "), flags("--branch", branches))]
+    #[error("this `{family}` checkpoint holds {}", .branches.join(" and "))]
     NeedsBranch {
         /// The family.
         family: String,
@@ -88,16 +84,21 @@ pub enum ConvertError {
     #[error(transparent)]
     Problems(#[from] Box<Problems>),
     /// Facts that must be given.
-    #[error("the tensors do not say everything{}\nhint: add {}", unknowns.iter().map(|unknown| format!("\n  {:<13} {}", unknown.flag, unknown.why)).collect::<String>(), unknowns.iter().map(|unknown| unknown.flag).collect::<Vec<_>>().join(" and "))]
+    #[error("the tensors do not say everything{}", unsaid(unknowns))]
     Unknown {
         /// What is asked for.
         unknowns: Vec<Unknown>,
     },
-    /// A flag contradicts the tensors or the configuration beside them.
-    #[error("{0}")]
-    Contradiction(String),
+    /// What was asked for contradicts the tensors or the configuration beside them.
+    #[error("{reason}")]
+    Contradiction {
+        /// What contradicts what.
+        reason: String,
+        /// What to do, where there is something.
+        hint: Option<Hint>,
+    },
     /// The position table is not of the family's kind.
-    #[error("the position table is not `{family}`'s: expected {expected}, found {found}\nhint: {hint}")]
+    #[error("the position table is not `{family}`'s: expected {expected}, found {found}")]
     Position {
         /// The family.
         family: String,
@@ -106,30 +107,30 @@ pub enum ConvertError {
         /// The table's kind.
         found: &'static str,
         /// What that usually means.
-        hint: &'static str,
+        hint: Hint,
     },
     /// The destination is taken.
-    #[error("`{path}` exists and {why}\nhint: {hint}")]
+    #[error("`{path}` exists and {why}")]
     Exists {
         /// The destination.
         path: String,
         /// What it is.
         why: String,
         /// What to do.
-        hint: &'static str,
+        hint: Hint,
     },
     /// A layout has no way to say what this model is.
-    #[error("`{layout}` cannot express this model: {reason}\nhint: {hint}")]
+    #[error("`{layout}` cannot express this model: {reason}")]
     Inexpressible {
         /// The layout.
         layout: &'static str,
         /// What it lacks.
         reason: String,
         /// What to do.
-        hint: &'static str,
+        hint: Hint,
     },
     /// Reading or writing failed.
-    #[error("cannot {action} `{path}`: {source}")]
+    #[error("cannot {action} `{path}`")]
     Io {
         /// What was tried.
         action: &'static str,
@@ -148,11 +149,49 @@ fn reasons(candidates: &[Candidate]) -> String {
     candidates.iter().map(line).collect()
 }
 
-fn families(candidates: &[Candidate]) -> String {
-    let names: Vec<String> = candidates.iter().map(|candidate| candidate.family.clone()).collect();
-    flags("--family", &names)
+fn unsaid(unknowns: &[Unknown]) -> String {
+    unknowns.iter().map(|unknown| format!("\n  {:<10}  {}", unknown.option, unknown.why)).collect()
 }
 
-fn flags(flag: &str, values: &[String]) -> String {
-    values.iter().map(|value| format!("`{flag} {value}`")).collect::<Vec<_>>().join(" or ")
+impl ConvertError {
+    pub(crate) fn contradiction(reason: impl Into<String>) -> Self {
+        Self::Contradiction { reason: reason.into(), hint: None }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Checkpoint(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Problems(problems) => problems.hint(),
+            Self::UnknownFamily { near, .. } => {
+                near.as_ref().map(|near| Hint::new().words("did you mean ").set("family", near.clone()).words("?"))
+            }
+            Self::NoFamily { .. } => {
+                let inspect = Hint::new().command(Command::new("inspect").word("FILE")).words(" lists its tensors; ");
+                Some(inspect.set("family", "NAME").words(" reports what is in the way in full"))
+            }
+            Self::AmbiguousFamily { candidates } => {
+                let families = candidates.iter().map(|candidate| candidate.family.as_str());
+                Some(Hint::new().words("name it: ").one_of("family", families))
+            }
+            Self::NoLayout { .. } => {
+                Some(Hint::new().words("leave out ").option("family").words(" to see which families fit"))
+            }
+            Self::NeedsBranch { branches, .. } => {
+                Some(Hint::new().words("choose one: ").one_of("branch", branches.iter().map(String::as_str)))
+            }
+            Self::Unknown { unknowns } => {
+                let add = |hint: Hint, (index, unknown): (usize, &Unknown)| {
+                    hint.words(if index == 0 { "add " } else { " and " }).set(unknown.option, unknown.value)
+                };
+                Some(unknowns.iter().enumerate().fold(Hint::new(), add))
+            }
+            Self::Contradiction { hint, .. } => hint.clone(),
+            Self::Position { hint, .. } | Self::Exists { hint, .. } | Self::Inexpressible { hint, .. } => {
+                Some(hint.clone())
+            }
+            Self::Mapping(_) | Self::NoBranch { .. } | Self::Io { .. } | Self::Interrupted => None,
+        }
+    }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::assemble::Assembly;
 use super::mapping::Mapping;
 use super::{ConvertError, Request, Unknown};
+use crate::hint::Hint;
 use crate::model::Activation;
 
 /// A fact and who said it.
@@ -25,7 +26,7 @@ impl Fact {
     }
 }
 
-/// Heads and eps, or the flags that would supply them.
+/// Heads and eps, or the options that would supply them.
 pub(crate) struct Resolved {
     pub(crate) heads: usize,
     pub(crate) norm_eps: f64,
@@ -46,20 +47,20 @@ pub(crate) fn resolve(
     if let (Some(seen), Some(asked)) = (assembly.heads, request.heads.or(beside))
         && seen != asked
     {
-        let message =
-            format!("the tables of relative positions are for {seen} heads, not {asked}\nhint: leave out `--heads`");
-        return Err(ConvertError::Contradiction(message));
+        let reason = format!("the tables of relative positions are for {seen} heads, not {asked}");
+        let hint = Some(Hint::new().words("leave out ").option("heads"));
+        return Err(ConvertError::Contradiction { reason, hint });
     }
-    let heads = agreed("--heads", request.heads, beside)?
+    let heads = agreed("heads", request.heads, beside)?
         .or_else(|| assembly.heads.map(|heads| (heads, "shapes")))
         .or_else(|| registered.map(|heads| (heads, "published")))
         .or_else(|| mapping.published_heads(width).map(|heads| (heads, "published")));
     let heads = match heads {
         Some((heads, origin)) => {
             if heads == 0 || !width.is_multiple_of(heads) {
-                let message =
-                    format!("{heads} heads do not divide the width, {width}\nhint: `--heads N` sets another number");
-                return Err(ConvertError::Contradiction(message));
+                let reason = format!("{heads} heads do not divide the width, {width}");
+                let hint = Some(Hint::new().set("heads", "N").words(" sets another number"));
+                return Err(ConvertError::Contradiction { reason, hint });
             }
             facts.push(Fact::new("heads", heads.to_string(), origin));
             heads
@@ -69,12 +70,12 @@ pub(crate) fn resolve(
                 "attention heads: no tensor says them, and none are published for `{}` at width {width}",
                 mapping.name
             );
-            unknowns.push(Unknown { flag: "--heads N", why });
+            unknowns.push(Unknown { option: "heads", value: "N", why });
             1
         }
     };
     let beside = sidecar.and_then(|sidecar| sidecar.norm_eps);
-    let eps = agreed("--eps", request.norm_eps, beside)?.or_else(|| mapping.norm_eps.map(|eps| (eps, "published")));
+    let eps = agreed("norm_eps", request.norm_eps, beside)?.or_else(|| mapping.norm_eps.map(|eps| (eps, "published")));
     let norm_eps = match eps {
         Some((eps, origin)) => {
             facts.push(Fact::new("norm_eps", format!("{eps:e}"), origin));
@@ -82,7 +83,7 @@ pub(crate) fn resolve(
         }
         None => {
             let why = format!("LayerNorm epsilon: `{}` files do not share one", mapping.name);
-            unknowns.push(Unknown { flag: "--eps X", why });
+            unknowns.push(Unknown { option: "norm_eps", value: "X", why });
             1e-6
         }
     };
@@ -91,24 +92,28 @@ pub(crate) fn resolve(
         Some("gelu") => Activation::GeluErf,
         Some("gelu_tanh" | "gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
         Some(other) => {
-            let message =
-                format!("the config.json beside the file asks for the activation `{other}`; plain ViTs here have GELU");
-            return Err(ConvertError::Contradiction(message));
+            return Err(ConvertError::contradiction(format!(
+                "the config.json beside the file asks for the activation `{other}`; plain ViTs here have GELU"
+            )));
         }
     };
     Ok(Resolved { heads, norm_eps, activation })
 }
 
-/// A flag, or what the configuration says; two answers must be the same.
+/// What was asked for, or what the configuration says; two answers must be the same.
 fn agreed<T: PartialEq + Copy + std::fmt::Debug>(
-    flag: &str,
+    option: &'static str,
     asked: Option<T>,
     beside: Option<T>,
 ) -> Result<Option<(T, &'static str)>, ConvertError> {
     match (asked, beside) {
-        (Some(asked), Some(beside)) if asked != beside => Err(ConvertError::Contradiction(format!(
-            "`{flag} {asked:?}` contradicts the config.json beside the file, which says {beside:?}\nhint: leave out `{flag}`, or move the file away from that config.json"
-        ))),
+        (Some(asked), Some(beside)) if asked != beside => {
+            let reason =
+                format!("`{option}` {asked:?} contradicts the config.json beside the file, which says {beside:?}");
+            let hint = Hint::new().words("leave out ").option(option);
+            let hint = Some(hint.words(", or move the file away from that config.json"));
+            Err(ConvertError::Contradiction { reason, hint })
+        }
         (Some(asked), _) => Ok(Some((asked, "flag"))),
         (None, beside) => Ok(beside.map(|value| (value, "config.json"))),
     }
@@ -128,14 +133,14 @@ pub(crate) fn native_grid(assembly: &Assembly, request: &Request) -> Result<[usi
     let patches = assembly.patches;
     // Another tool's configuration may describe the size a model is *used* at, but its table is of the size it says.
     let beside = request.sidecar.as_ref().and_then(|sidecar| sidecar.image_size);
-    if let Some((size, _)) = agreed("--image-size", request.image_size, beside)? {
+    if let Some((size, _)) = agreed("image_size", request.image_size, beside)? {
         let grid = size.map(|side| side / patch);
         let fits = size.iter().all(|side| side % patch == 0) && grid[0].checked_mul(grid[1]) == Some(patches);
         if fits {
             return Ok(grid);
         }
         let [height, width] = size;
-        return Err(ConvertError::Contradiction(format!(
+        return Err(ConvertError::contradiction(format!(
             "an image of {height}×{width} has not the {patches} patches of side {patch} that the position table has"
         )));
     }
@@ -144,7 +149,7 @@ pub(crate) fn native_grid(assembly: &Assembly, request: &Request) -> Result<[usi
         return Ok([side, side]);
     }
     let why = format!("native image size: {patches} patches of side {patch} are no square");
-    Err(ConvertError::Unknown { unknowns: vec![Unknown { flag: "--image-size HxW", why }] })
+    Err(ConvertError::Unknown { unknowns: vec![Unknown { option: "image_size", value: "HxW", why }] })
 }
 
 impl Request {

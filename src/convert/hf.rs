@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::ConvertError;
 use super::emit::{Renamed, parameters};
 use super::mapping::Mapping;
+use crate::hint::Hint;
 use crate::model::{Activation, Canonical, Mlp, ModelConfig, VitConfig};
 
 /// Largest `mlp_ratio` looked for: transformers has whole numbers, and released models have 4.
@@ -18,13 +19,14 @@ fn is_dinov2(vit: &VitConfig) -> bool {
 }
 
 /// Refuses what the class has no field for, with the reason and a hint.
-pub(super) fn expressible(vit: &VitConfig) -> Result<(), (String, &'static str)> {
-    let refuse = |reason: &str, hint| Err((reason.to_owned(), hint));
+pub(super) fn expressible(vit: &VitConfig) -> Result<(), (String, Hint)> {
+    let timm = |words: &'static str| Hint::new().set("layout", "timm").words(words);
+    let refuse = |reason: &str, words| Err((reason.to_owned(), timm(words)));
     if !vit.final_norm {
-        return refuse("it has no final norm, which ViTModel always applies", "`--to timm` has `final_norm: false`");
+        return refuse("it has no final norm, which ViTModel always applies", " has `final_norm: false`");
     }
     if vit.classifier.is_some_and(|classifier| classifier.fc_norm) {
-        return refuse("its head reads the mean of the patches through `fc_norm`", "`--to timm` has `fc_norm`");
+        return refuse("its head reads the mean of the patches through `fc_norm`", " has `fc_norm`");
     }
     if !is_dinov2(vit) {
         return Ok(());
@@ -32,23 +34,20 @@ pub(super) fn expressible(vit: &VitConfig) -> Result<(), (String, &'static str)>
     if !vit.layer_scale {
         return refuse(
             "it has registers or SwiGLU without the LayerScale that Dinov2Model always applies",
-            "`--to timm` has each by itself",
+            " has each by itself",
         );
     }
     if vit.classifier.is_some() {
-        return refuse(
-            "its head reads one token, where Dinov2ForImageClassification's reads two",
-            "`--to timm` keeps the head",
-        );
+        return refuse("its head reads one token, where Dinov2ForImageClassification's reads two", " keeps the head");
     }
     if vit.image_size[0] != vit.image_size[1] {
-        return refuse("its position table is not square, as Dinov2Model's is", "`--to timm` has `img_size`");
+        return refuse("its position table is not square, as Dinov2Model's is", " has `img_size`");
     }
     match mlp_ratio(vit) {
         Some(_) => Ok(()),
         None => Err((
             format!("its MLPs are {} wide, which no whole `mlp_ratio` of {} gives", vit.mlp_width, vit.width),
-            "`--to timm` has fractions",
+            timm(" has fractions"),
         )),
     }
 }
@@ -85,7 +84,7 @@ pub(super) fn tensors(model: &Canonical) -> Result<Vec<Renamed<'_>>, ConvertErro
             return Err(ConvertError::Inexpressible {
                 layout: "hf",
                 reason: format!("`{name}` has no name there"),
-                hint: "`--to timm` keeps every parameter",
+                hint: Hint::new().set("layout", "timm").words(" keeps every parameter"),
             });
         }
         let mut shape = view.shape.to_vec();

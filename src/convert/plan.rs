@@ -155,7 +155,7 @@ impl Plan {
         vit.norm_eps = resolved.norm_eps;
         vit.activation = resolved.activation;
         vit.position.kind = kind;
-        vit.validate().map_err(ConvertError::Contradiction)?;
+        vit.validate().map_err(ConvertError::contradiction)?;
         settled(mapping, &model, &vit)?;
 
         let pooled = !vit.class_token || vit.classifier.is_some_and(|classifier| classifier.fc_norm);

@@ -69,5 +69,5 @@ pub(crate) fn check_position(
         }
         _ => "the family's table is fixed, with a zero class row: another family's file, or a changed table",
     };
-    Ok(Err(ConvertError::Position { family: mapping.name.clone(), expected, found: named, hint }))
+    Ok(Err(ConvertError::Position { family: mapping.name.clone(), expected, found: named, hint: hint.into() }))
 }

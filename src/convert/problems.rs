@@ -4,8 +4,12 @@ use std::fmt;
 
 use safetensors::Dtype;
 
+use crate::hint::Hint;
+
 /// Lines shown of one kind of problem; the rest is counted.
 const SHOWN: usize = 20;
+/// Near misses in the advice.
+const HINTED: usize = 3;
 /// Bounds on the search for near misses, which compares every missing name with every unclaimed one.
 const COMPARED: usize = 128;
 const LONGEST: usize = 256;
@@ -110,6 +114,19 @@ impl Problems {
         found
     }
 
+    /// Which unclaimed keys are probably what is missing.
+    pub fn hint(&self) -> Option<Hint> {
+        match self.near_misses().as_slice() {
+            [] => None,
+            [(key, source)] => Some(format!("unclaimed `{key}` is close to `{source}`, which is missing").into()),
+            near => {
+                let line = |(key, source): &(&str, &str)| format!("\n  `{key}` to `{source}`");
+                let lines: String = near.iter().take(HINTED).map(line).collect();
+                Some(format!("unclaimed keys are close to what is missing:{lines}").into())
+            }
+        }
+    }
+
     /// The problems in one line.
     pub fn summary(&self) -> String {
         let mut parts = Vec::new();
@@ -196,9 +213,6 @@ impl fmt::Display for Problems {
         let lines: Vec<String> = self.not_float.iter().map(|(name, dtype)| format!("{name}  {dtype}")).collect();
         list(f, "no float", &lines)?;
         list(f, "size", &self.absurd)?;
-        for (key, source) in self.near_misses().into_iter().take(3) {
-            write!(f, "\nhint: unclaimed `{key}` is close to `{source}`, which is missing")?;
-        }
         Ok(())
     }
 }

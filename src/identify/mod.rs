@@ -23,6 +23,7 @@ pub use fingerprint::{Fingerprint, known, of_model, remember};
 pub use unit::{SAMPLES, Unit};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::hint::Hint;
 use crate::model::{CanonicalError, ModelFile};
 
 /// Why a file cannot be compared with what is known.
@@ -36,7 +37,7 @@ pub enum IdentifyError {
     #[error(transparent)]
     Model(#[from] CanonicalError),
     /// A fingerprint could not be read or written.
-    #[error("cannot {action} `{path}`: {source}")]
+    #[error("cannot {action} `{path}`")]
     Io {
         /// What was being done.
         action: &'static str,
@@ -46,7 +47,7 @@ pub enum IdentifyError {
         source: std::io::Error,
     },
     /// A fingerprint that is not one.
-    #[error("`{path}` is no fingerprint: {reason}\nhint: remove it; it is made again from its model")]
+    #[error("`{path}` is no fingerprint: {reason}")]
     Fingerprint {
         /// The file.
         path: String,
@@ -59,6 +60,18 @@ pub enum IdentifyError {
         /// The file.
         path: String,
     },
+}
+
+impl IdentifyError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Checkpoint(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Fingerprint { .. } => Some("remove it; it is made again from its model".into()),
+            Self::Io { .. } | Self::NoTensors { .. } => None,
+        }
+    }
 }
 
 /// What a file holds, as far as anybody here knows.

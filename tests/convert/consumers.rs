@@ -13,6 +13,7 @@ use tec_zoo::model::{Canonical, Resample};
 
 use super::torch_file::{Tensor, tensors};
 use super::{fixture, four_heads, open, run, run_edited};
+use crate::words::InFull;
 
 /// Every layout with the size asked for, and its entry in the fixture.
 const LAYOUTS: [(Layout, Option<[usize; 2]>, &str); 6] = [
@@ -161,7 +162,7 @@ fn what_a_class_cannot_say_is_refused_with_the_reason_and_nothing_is_left_behind
         run(&fixture(&format!("../dinov2/{file}")), &at(model), &four_heads()).unwrap();
     }
     let refusal =
-        |model: &str, layout, size, out: &str| emitted(&at(model), layout, size, &at(out)).unwrap_err().to_string();
+        |model: &str, layout, size, out: &str| emitted(&at(model), layout, size, &at(out)).unwrap_err().in_full();
     for (error, reason) in [
         (refusal("registers", Layout::Mmseg, None, "out.pth"), "register tokens"),
         (refusal("registers", Layout::Ibot, None, "out.pth"), "register tokens"),
@@ -172,7 +173,7 @@ fn what_a_class_cannot_say_is_refused_with_the_reason_and_nothing_is_left_behind
         (refusal("mae", Layout::Mmseg, Some([8192, 8192]), "out.pth"), "index"),
         (refusal("mae", Layout::Mmseg, Some([usize::MAX, usize::MAX]), "out.pth"), "index"),
         (refusal("mae", Layout::Mmseg, None, "out"), "`.pth` file"),
-        (refusal("mae", Layout::Timm, Some([64, 64]), "out"), "leave out `--size`"),
+        (refusal("mae", Layout::Timm, Some([64, 64]), "out"), "leave out `size`"),
     ] {
         assert!(error.contains(reason) && error.contains("\nhint: "), "{error}");
     }
@@ -180,7 +181,7 @@ fn what_a_class_cannot_say_is_refused_with_the_reason_and_nothing_is_left_behind
 
     std::fs::write(at("taken.py"), "mine").unwrap();
     let error = refusal("mae", Layout::Mmseg, None, "taken.pth");
-    assert!(error.contains("taken.py") && error.contains("--overwrite"), "{error}");
+    assert!(error.contains("taken.py") && error.contains("`overwrite` replaces it"), "{error}");
     assert!(!at("taken.pth").exists());
 
     let stopped =

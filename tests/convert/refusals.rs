@@ -6,6 +6,7 @@ use tec_zoo::convert::{ConvertError, Mapping, Plan, Problems, Request, Sidecar};
 
 use super::torch_file::{Tensor, checkpoint, tensors};
 use super::{four_heads, open, run, run_edited};
+use crate::words::InFull;
 
 /// The encoder fixture, for editing.
 fn mae() -> Vec<Tensor> {
@@ -32,30 +33,30 @@ fn problems(tensors: &[Tensor], request: &Request) -> Problems {
 }
 
 #[test]
-fn heads_are_asked_for_by_the_flags_name_and_never_guessed() {
+fn heads_are_asked_for_by_the_fields_name_and_never_guessed() {
     let error = refusal(&mae(), &Request::default());
-    insta::assert_snapshot!(error, @r"
+    insta::assert_snapshot!(error.in_full(), @r"
     the tensors do not say everything
-      --heads N     attention heads: no tensor says them, and none are published for `mae` at width 16
-    hint: add --heads N
+      heads       attention heads: no tensor says them, and none are published for `mae` at width 16
+    hint: add `heads`: N
     ");
     let error = refusal(&mae(), &Request { heads: Some(5), ..Request::default() });
-    assert!(error.to_string().contains("5 heads do not divide the width, 16"), "{error}");
+    assert!(error.in_full().contains("5 heads do not divide the width, 16"), "{error}");
     let error = refusal(&mae(), &Request { heads: Some(0), ..Request::default() });
-    assert!(error.to_string().contains("0 heads"), "{error}");
+    assert!(error.in_full().contains("0 heads"), "{error}");
 }
 
 #[test]
-fn a_branch_is_asked_for_by_the_flags_name_and_never_guessed() {
+fn a_branch_is_asked_for_by_the_fields_name_and_never_guessed() {
     let full = tensors(&open("ibot_checkpoint_full.pth"));
-    insta::assert_snapshot!(refusal(&full, &four_heads()), @r"
+    insta::assert_snapshot!(refusal(&full, &four_heads()).in_full(), @r"
     this `ibot` checkpoint holds student and teacher
-    hint: choose one: `--branch student` or `--branch teacher`
+    hint: choose one: `branch`: student or `branch`: teacher
     ");
     let wrong = Request { branch: Some("base".to_owned()), ..four_heads() };
-    insta::assert_snapshot!(refusal(&full, &wrong), @"this `ibot` checkpoint has no branch `base`; it has student, teacher");
+    insta::assert_snapshot!(refusal(&full, &wrong).in_full(), @"this `ibot` checkpoint has no branch `base`; it has student, teacher");
     let none = Request { branch: Some("teacher".to_owned()), ..four_heads() };
-    insta::assert_snapshot!(refusal(&mae(), &none), @"this `mae` checkpoint has no branch `teacher`; it holds one network, without branches");
+    insta::assert_snapshot!(refusal(&mae(), &none).in_full(), @"this `mae` checkpoint has no branch `teacher`; it holds one network, without branches");
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn everything_wrong_is_reported_at_once_with_near_misses() {
     let last = edited.last_mut().unwrap();
     (last.path[1], last.shape) = ("norm.bias".to_owned(), vec![16]);
     edited.push(Tensor::f32(&["model", "gamma"], &[3], |_| 1.0));
-    insta::assert_snapshot!(refusal(&edited, &as_family("mae")), @r"
+    insta::assert_snapshot!(refusal(&edited, &as_family("mae")).in_full(), @r"
     cannot convert as `mae`: 1 parameter has no source, 2 keys are unclaimed, 1 tensor has another shape, 1 parameter is no float
       missing    blocks.3.attn.qkv.bias  (48)
       unclaimed  model/blocks.3.attn.qkv_bias  (48)
@@ -129,7 +130,7 @@ fn a_transposed_position_table_is_named() {
             row.rotate_left(8 * 4);
         }
     }
-    insta::assert_snapshot!(refusal(&edited, &momentum), @r"
+    insta::assert_snapshot!(refusal(&edited, &momentum).in_full(), @r"
     the position table is not `moco-v3`'s: expected a sine-cosine table, rows in the first half of the channels, found a sine-cosine table, columns in the first half of the channels
     hint: this is a transposed position table (MAE's and MoCo v3's axis orders are swapped): is this the right family?
     ");
@@ -137,7 +138,7 @@ fn a_transposed_position_table_is_named() {
     let table = learned.iter_mut().find(|tensor| tensor.key() == "pos_embed").unwrap();
     table.bytes[0..4].copy_from_slice(&0.5_f32.to_le_bytes());
     let error = refusal(&learned, &as_family("mae"));
-    assert!(error.to_string().contains("found a learned table"), "{error}");
+    assert!(error.in_full().contains("found a learned table"), "{error}");
     let error = refusal(
         &tensors(&open("ibot_checkpoint_teacher.pth")),
         &Request { family: Some("mae".into()), ..four_heads() },
@@ -151,11 +152,11 @@ fn a_table_that_is_not_square_needs_the_image_size() {
     let table = edited.iter_mut().find(|tensor| tensor.key() == "pos_embed").unwrap();
     table.shape = vec![1, 13, 16];
     table.bytes.truncate(13 * 16 * 4);
-    insta::assert_snapshot!(refusal(&edited, &Request::default()), @r"
+    insta::assert_snapshot!(refusal(&edited, &Request::default()).in_full(), @r"
     the tensors do not say everything
-      --heads N     attention heads: no tensor says them, and none are published for `ibot` at width 16
-      --image-size HxW native image size: 12 patches of side 16 are no square
-    hint: add --heads N and --image-size HxW
+      heads       attention heads: no tensor says them, and none are published for `ibot` at width 16
+      image_size  native image size: 12 patches of side 16 are no square
+    hint: add `heads`: N and `image_size`: HxW
     ");
     let sized = |size| Request { image_size: Some(size), ..four_heads() };
     let temp = tempfile::tempdir().unwrap();
@@ -163,16 +164,16 @@ fn a_table_that_is_not_square_needs_the_image_size() {
     assert_eq!(made.config.vit.grid(), [3, 4]);
     for wrong in [[64, 64], [47, 64], [0, 0], [usize::MAX, usize::MAX]] {
         let error = refusal(&edited, &sized(wrong));
-        assert!(matches!(error, ConvertError::Contradiction(_)), "{error}");
+        assert!(matches!(error, ConvertError::Contradiction { .. }), "{error}");
     }
 }
 
 #[test]
 fn an_unknown_family_is_answered_with_the_nearest() {
     let error = refusal(&mae(), &as_family("mocov3"));
-    insta::assert_snapshot!(error, @r"
+    insta::assert_snapshot!(error.in_full(), @r"
     no converter is called `mocov3`; there are dino, dinov2, hf-dinov2, hf-vit, ibot, mae, mmpretrain, mmseg, moco-v3, tec, timm, vitdet
-    hint: did you mean `--family moco-v3`?
+    hint: did you mean `family`: moco-v3?
     ");
 }
 
@@ -181,7 +182,7 @@ fn a_file_without_an_encoder_is_of_no_family() {
     let error = refusal(&[Tensor::f32(&["model", "layer.weight"], &[2, 2], |_| 0.0)], &four_heads());
     assert!(matches!(&error, ConvertError::NoFamily { candidates } if candidates.is_empty()), "{error}");
     let error = refusal(&[], &as_family("tec"));
-    assert!(error.to_string().contains("the top level has no tensors"), "{error}");
+    assert!(error.in_full().contains("the top level has no tensors"), "{error}");
 }
 
 #[test]
@@ -249,15 +250,15 @@ fn a_configuration_beside_the_weights_is_believed_and_not_contradicted() {
         }
     }
     let error = refusal(&hf, &Request::default());
-    assert!(error.to_string().contains("--heads N") && error.to_string().contains("--eps X"), "{error}");
+    assert!(error.in_full().contains("`heads`: N and `norm_eps`: X"), "{error}");
     let beside = Request { sidecar: sidecar.clone(), ..Request::default() };
     let temp = tempfile::tempdir().unwrap();
     let made = run_edited(&hf, &temp.path().join("model"), &beside).unwrap();
     assert_eq!((made.config.vit.heads, made.config.vit.norm_eps), (4, 1e-12));
     let error = refusal(&hf, &Request { heads: Some(2), sidecar: sidecar.clone(), ..Request::default() });
-    insta::assert_snapshot!(error, @r"
-    `--heads 2` contradicts the config.json beside the file, which says 4
-    hint: leave out `--heads`, or move the file away from that config.json
+    insta::assert_snapshot!(error.in_full(), @r"
+    `heads` 2 contradicts the config.json beside the file, which says 4
+    hint: leave out `heads`, or move the file away from that config.json
     ");
     let same = Request { heads: Some(4), norm_eps: Some(1e-12), sidecar, ..Request::default() };
     run_edited(&hf, &temp.path().join("same"), &same).unwrap();

@@ -9,6 +9,7 @@ use tec_zoo::model::{Canonical, CanonicalError, vit_parameters};
 
 use super::torch_file::{Tensor, tensors};
 use super::{asking, fixture, four_heads, open, run, run_edited};
+use crate::words::InFull;
 
 fn emitted(model: &Path, layout: Layout, out: &Path) -> Result<Emission, ConvertError> {
     emit(&Canonical::open(model).unwrap(), layout, None, out, false, &mut |_| ControlFlow::Continue(()))
@@ -42,7 +43,7 @@ fn every_fixture_goes_to_timm_and_hugging_face_and_comes_back_the_same() {
         assert_eq!(back.plan.family(), "timm");
         assert_same(&at("model"), &at("from-timm"));
         if name == "tec_converted.pth" {
-            let error = emitted(&at("model"), Layout::Hf, &at("hf")).unwrap_err().to_string();
+            let error = emitted(&at("model"), Layout::Hf, &at("hf")).unwrap_err().in_full();
             assert!(error.contains("no final norm"), "{error}");
             assert!(!at("hf").exists());
             continue;
@@ -68,8 +69,8 @@ fn a_bare_timm_file_says_no_heads() {
     let made = emitted(&at("model"), Layout::Timm, &at("bare.safetensors")).unwrap();
     assert_eq!(made.tensors, 54);
     let timm = |heads| Request { family: Some("timm".to_owned()), heads, ..Request::default() };
-    let error = run(&at("bare.safetensors"), &at("back"), &timm(None)).unwrap_err().to_string();
-    assert!(error.contains("--heads N"), "{error}");
+    let error = run(&at("bare.safetensors"), &at("back"), &timm(None)).unwrap_err().in_full();
+    assert!(error.contains("`heads`: N"), "{error}");
     run(&at("bare.safetensors"), &at("back"), &timm(Some(4))).unwrap();
     assert_same(&at("model"), &at("back"));
     assert!(emitted(&at("model"), Layout::Timm, &at("bare.safetensors")).is_err(), "an existing file is not replaced");
@@ -114,9 +115,9 @@ fn an_epsilon_timm_cannot_say_is_refused_by_name() {
     let at = |part: &str| temp.path().join(part);
     let request = Request { norm_eps: Some(1e-12), ..four_heads() };
     run(&fixture("mae_pretrain_vit_tiny.pth"), &at("model"), &request).unwrap();
-    insta::assert_snapshot!(emitted(&at("model"), Layout::Timm, &at("timm")).unwrap_err(), @r"
+    insta::assert_snapshot!(emitted(&at("model"), Layout::Timm, &at("timm")).unwrap_err().in_full(), @r"
     `timm` cannot express this model: its LayerNorm epsilon is 1e-12; timm's ViT has 1e-6 and no field for it
-    hint: `--to hf` keeps the epsilon
+    hint: `layout`: hf keeps the epsilon
     ");
     emitted(&at("model"), Layout::Hf, &at("hf")).unwrap();
     run(&at("hf"), &at("back"), &Request::default()).unwrap();

@@ -7,6 +7,7 @@ use tec_zoo::convert::{ConvertError, convert};
 use tec_zoo::model::Canonical;
 
 use super::{fixture, four_heads, run};
+use crate::words::InFull;
 
 const SOURCE: &str = "tec_checkpoint-299.pth";
 
@@ -27,7 +28,7 @@ fn an_existing_destination_is_replaced_only_when_asked_and_only_if_it_is_a_model
     std::fs::create_dir(&out).unwrap();
     run(&fixture(SOURCE), &out, &four_heads()).unwrap();
     let error = run(&fixture(SOURCE), &out, &four_heads()).unwrap_err();
-    assert!(error.to_string().contains("`--overwrite` replaces it"), "{error}");
+    assert!(error.in_full().contains("`overwrite` replaces it"), "{error}");
     // Replacing takes the old model's other files away with it.
     overwriting(&out, "mae_pretrain_vit_tiny.pth").unwrap();
     assert_eq!(names(&out), ["config.json", "model.safetensors"]);
@@ -39,7 +40,7 @@ fn an_existing_destination_is_replaced_only_when_asked_and_only_if_it_is_a_model
     assert_eq!(names(&out), ["config.json", "model.safetensors", "notes.txt"]);
     let file = temp.path().join("file");
     std::fs::write(&file, "mine").unwrap();
-    assert!(overwriting(&file, SOURCE).unwrap_err().to_string().contains("is not a directory"));
+    assert!(overwriting(&file, SOURCE).unwrap_err().in_full().contains("is not a directory"));
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     assert_eq!(names(temp.path()), ["file", "model"]);
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 use tec_zoo::checkpoint::Checkpoint;
 
 use super::refused;
+use crate::words::InFull;
 
 fn message(path: &Path) -> String {
-    let message = Checkpoint::open(path).unwrap_err().to_string();
+    let message = Checkpoint::open(path).unwrap_err().in_full();
     assert!(message.contains(&*path.file_name().unwrap().to_string_lossy()), "{message}");
     message
 }
@@ -19,7 +20,7 @@ fn an_empty_file_is_refused() {
     let path = folder.path().join("model.pth");
     fs::write(&path, b"").unwrap();
     assert!(message(&path).contains("is empty"));
-    assert!(Checkpoint::from_bytes("model.pth", b"".into()).unwrap_err().to_string().contains("`model.pth` is empty"));
+    assert!(Checkpoint::from_bytes("model.pth", b"".into()).unwrap_err().in_full().contains("`model.pth` is empty"));
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn an_index_that_does_not_hold_is_refused() {
     // Shards that are missing, or the index itself, are named.
     for shard in ["missing.safetensors", "model.safetensors.index.json"] {
         fs::write(&index, format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#)).unwrap();
-        let message = Checkpoint::open(&index).unwrap_err().to_string();
+        let message = Checkpoint::open(&index).unwrap_err().in_full();
         assert!(message.contains(shard), "{message}");
     }
 }

@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 use proptest::prelude::*;
 
 use super::{assert_clear, read};
+use crate::words::InFull;
 
 /// The fixtures; those that are zips a second time without checksums, which would hide the reader behind them.
 static FIXTURES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
@@ -33,7 +34,7 @@ fn without_checksums(mut bytes: Vec<u8>) -> Vec<u8> {
 
 fn read_or_refuse(bytes: Vec<u8>) {
     if let Err(error) = read(bytes) {
-        let message = error.to_string();
+        let message = error.in_full();
         if !message.contains("is empty") {
             assert_clear(&message);
         }

@@ -7,6 +7,7 @@ use tec_zoo::checkpoint::{Checkpoint, CheckpointError};
 
 use super::make::{View, call, dict, global, int, legacy, list, pickle, text, torch_zip, tuple};
 use super::{read, refused};
+use crate::words::InFull;
 
 /// A pickle that nests `depth` values, each made by `open` before and `close` after the one within.
 fn nested(open: &[u8], inner: &[u8], close: &[u8], depth: usize) -> Vec<u8> {
@@ -30,7 +31,7 @@ fn a_pickle_that_calls_the_shell_is_named_and_not_run() {
     let path = folder.path().join("hostile.pth");
     fs::write(&path, &bytes).unwrap();
 
-    let message = Checkpoint::open(&path).unwrap_err().to_string();
+    let message = Checkpoint::open(&path).unwrap_err().in_full();
     assert!(message.contains("`os.system`") && message.contains("nothing was run"), "{message}");
     assert!(!mark.exists());
 
@@ -261,7 +262,7 @@ proptest! {
     #[test]
     fn any_bytes_after_a_protocol_are_read_or_refused(soup in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Err(error) = read(torch_zip(&[b"\x80\x02", &soup[..]].concat())) {
-            super::assert_clear(&error.to_string());
+            super::assert_clear(&error.in_full());
         }
     }
 
@@ -272,7 +273,7 @@ proptest! {
         let soup = opcodes.concat();
         for bytes in [torch_zip(&pickle(&soup)), legacy(&soup, &["0"], &[0; 40])] {
             if let Err(error) = read(bytes) {
-                super::assert_clear(&error.to_string());
+                super::assert_clear(&error.in_full());
             }
         }
     }

@@ -20,6 +20,7 @@ use super::emit::{Emission, Layout, NECK, left_out, taken};
 use super::write::{Counted, Stop};
 use super::{ConvertError, Mapping, Progress};
 use crate::checkpoint::write::{State, StateTensor};
+use crate::hint::Hint;
 use crate::model::{Activation, Canonical, Mlp, Neck, RelativePosition, VitConfig, Window};
 use crate::staged::StagedFile;
 
@@ -128,67 +129,77 @@ impl Consumer {
     /// Refuses what the class has no field for.
     fn expressible(&self, vit: &VitConfig) -> Result<(), ConvertError> {
         let refuse =
-            |reason: String, hint| Err(ConvertError::Inexpressible { layout: self.layout.name(), reason, hint });
-        let keep = "`--to timm` and `--to hf` have them";
+            |reason: String, hint: Hint| Err(ConvertError::Inexpressible { layout: self.layout.name(), reason, hint });
+        let to = |layout: &'static str| Hint::new().set("layout", layout);
+        let keep = || to("timm").words(" and ").set("layout", "hf").words(" have them");
         if vit.registers > 0 {
-            return refuse(format!("it has {} register tokens, and the class has none", vit.registers), keep);
+            return refuse(format!("it has {} register tokens, and the class has none", vit.registers), keep());
         }
         if vit.mlp == Mlp::SwiGlu {
-            return refuse("its MLPs are SwiGLU".to_owned(), keep);
+            return refuse("its MLPs are SwiGLU".to_owned(), keep());
         }
         if vit.activation == Activation::GeluTanh {
-            return refuse("its GELU is the tanh approximation; the class has the exact one".to_owned(), keep);
+            return refuse("its GELU is the tanh approximation; the class has the exact one".to_owned(), keep());
         }
         if self.grid.contains(&0) {
             let [height, width] = self.size;
             let reason = format!("{height}x{width} pixels hold no patch of {}", vit.patch_size);
-            return refuse(reason, "`--size HxW` in pixels");
+            return refuse(reason, Hint::new().set("size", "HxW").words(" in pixels"));
         }
         let vitdet = matches!(self.layout, Layout::Mmdet | Layout::Detectron2);
         if !vitdet && (!vit.class_token || vit.window.is_some()) {
             let reason = "it has windows or no class token, as ViTDet's".to_owned();
-            return refuse(reason, "`--to detectron2` and `--to mmdet` are for it");
+            return refuse(reason, to("detectron2").words(" and ").set("layout", "mmdet").words(" are for it"));
         }
         let own = match vit.relative_position {
             None => self.grid,
             Some(RelativePosition::Decomposed { grid }) if vitdet => grid,
             Some(RelativePosition::Table) if self.layout == Layout::Mmseg => vit.grid(),
             Some(_) => {
-                return refuse("the class has no relative positions of its kind".to_owned(), "keep the common format");
+                return refuse(
+                    "the class has no relative positions of its kind".to_owned(),
+                    "keep the common format".into(),
+                );
             }
         };
         if own != self.grid {
             let reason = format!("its relative positions are for {}×{} patches", own[0], own[1]);
-            return refuse(reason, "leave out `--size`");
+            return refuse(reason, Hint::new().words("leave out ").option("size"));
         }
         if vitdet {
             if vit.layer_scale {
-                return refuse("it has LayerScale, and ViTDet's blocks have none".to_owned(), "`--to mmseg` keeps it");
+                return refuse(
+                    "it has LayerScale, and ViTDet's blocks have none".to_owned(),
+                    to("mmseg").words(" keeps it"),
+                );
             }
             if vit.image_size[0] != vit.image_size[1] {
-                return refuse("its position table is not square, as ViT's is".to_owned(), "`--to mmseg` resizes it");
+                return refuse(
+                    "its position table is not square, as ViT's is".to_owned(),
+                    to("mmseg").words(" resizes it"),
+                );
             }
             if self.size[0] != self.size[1] {
                 return refuse(
                     "ViT's `img_size` is one side".to_owned(),
-                    "`--size 1024`; its inputs are padded to a square",
+                    Hint::new().set("size", "1024").words("; its inputs are padded to a square"),
                 );
             }
         }
         if self.layout == Layout::Mmseg && !vit.mlp_width.is_multiple_of(vit.width) {
             let reason =
                 format!("its MLPs are {} wide, which no whole `mlp_ratio` of {} gives", vit.mlp_width, vit.width);
-            return refuse(reason, "`--to mmpretrain` has `feedforward_channels`");
+            return refuse(reason, to("mmpretrain").words(" has `feedforward_channels`"));
         }
         if self.layout == Layout::Mmseg && relative::index_bytes(self.grid).is_none_or(|bytes| bytes > MAX_INDEX) {
             let [height, width] = self.size;
             let reason =
                 format!("at {height}x{width} the index of its relative positions is larger than {MAX_INDEX} bytes");
-            return refuse(reason, "`--size 512`; larger images are tested in slides");
+            return refuse(reason, Hint::new().set("size", "512").words("; larger images are tested in slides"));
         }
         if self.layout == Layout::Ibot && vit.norm_eps != IBOT_NORM_EPS {
             let reason = format!("its LayerNorm epsilon is {:e}; iBOT's class has {IBOT_NORM_EPS:e}", vit.norm_eps);
-            return refuse(reason, "`--to mmseg` keeps the epsilon");
+            return refuse(reason, to("mmseg").words(" keeps the epsilon"));
         }
         Ok(())
     }
@@ -215,7 +226,7 @@ pub(super) fn emit(
         return Err(ConvertError::Inexpressible {
             layout: layout.name(),
             reason: "it is a file that torch loads, with a configuration beside it".to_owned(),
-            hint: "give the name of a `.pth` file",
+            hint: "give the name of a `.pth` file".into(),
         });
     }
     let beside = out.with_extension("py");
@@ -226,7 +237,7 @@ pub(super) fn emit(
     let made = tensors::tensors(model, &consumer, &index)?;
     let state = made.tensors.iter().map(|tensor| {
         StateTensor::new(&tensor.name, tensor.dtype, &tensor.shape, &tensor.bytes).ok_or_else(|| {
-            ConvertError::Contradiction(format!("`{}` is {}, which torch cannot store", tensor.name, tensor.dtype))
+            ConvertError::contradiction(format!("`{}` is {}, which torch cannot store", tensor.name, tensor.dtype))
         })
     });
     let state = State { wrap: consumer.wrap, tensors: state.collect::<Result<_, _>>()? };

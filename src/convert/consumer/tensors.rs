@@ -8,6 +8,7 @@ use super::{Consumer, relative};
 use crate::convert::ConvertError;
 use crate::convert::emit::{Layout, Renamed, parameters};
 use crate::convert::numbers::to_f64;
+use crate::hint::Hint;
 use crate::model::position::resample;
 use crate::model::{Canonical, Resample, TensorView, VitConfig, Window, neck_parameters};
 
@@ -71,7 +72,7 @@ impl Consumer {
             _ => Err(ConvertError::Inexpressible {
                 layout: self.layout.name(),
                 reason: format!("`{name}` has no name there"),
-                hint: "`--to timm` keeps every parameter",
+                hint: Hint::new().set("layout", "timm").words(" keeps every parameter"),
             }),
         }
     }
@@ -89,7 +90,7 @@ fn resized<'m>(
 ) -> Result<Renamed<'m>, ConvertError> {
     let table: Vec<f32> = to_f64(view.bytes, view.dtype).into_iter().map(|value| value as f32).collect();
     let table = resample(&table, vit.width, vit.grid(), grid, Resample::Size)
-        .map_err(|error| ConvertError::Contradiction(error.to_string()))?;
+        .map_err(|error| ConvertError::contradiction(error.to_string()))?;
     let shape = vec![1, table.len() / vit.width, vit.width];
     Ok(floats(name, shape, table.into_iter()))
 }
