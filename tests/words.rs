@@ -38,3 +38,5 @@ in_full!(
 );
 #[cfg(feature = "fetch")]
 in_full!(tec_zoo::identify::IdentifyError);
+#[cfg(feature = "candle")]
+in_full!(tec_zoo::kernels::KernelError, tec_zoo::verify::VerifyError);

@@ -5,7 +5,9 @@ use crate::checkpoint::CheckpointError;
 use crate::convert::ConvertError;
 use crate::hint::{Argument, Command, Hint, Part, Setting};
 use crate::identify::IdentifyError;
+use crate::kernels::{DeviceError, KernelError};
 use crate::model::CanonicalError;
+use crate::verify::VerifyError;
 use crate::zoo::ZooError;
 
 /// Fields whose flag has another name; every other flag is its field's name, with hyphens.
@@ -22,7 +24,7 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<Hint> {
             None$(.or_else(|| error.downcast_ref::<$kind>().and_then(|error| error.hint())))*
         };
     }
-    first![Advised, CanonicalError, CheckpointError, ConvertError, IdentifyError, ZooError]
+    first![Advised, CanonicalError, CheckpointError, ConvertError, DeviceError, IdentifyError, KernelError, VerifyError, ZooError]
 }
 
 /// A refusal of the command line's own, with advice.

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
+use super::hint::{self, Advised};
 use super::{exit::Exit, exit::Usage, output::Output, output::Paint, registry};
+use crate::hint::Hint;
 use crate::model::{Canonical, ModelFile};
 use crate::verify::{Golden, Options, Origin, Outcome, Report, make_golden, verify};
 
@@ -50,10 +52,9 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     }
     let path = args.golden.as_ref().unwrap_or(&own);
     if args.golden.is_none() && !path.exists() {
-        bail!(
-            "`{}` carries no activations to replay\nhint: `--golden FILE` replays somebody else's, `--record` stores its own",
-            args.model
-        );
+        let hint = Hint::new().set("golden", "FILE").words(" replays somebody else's, ").option("record");
+        let text = format!("`{}` carries no activations to replay", args.model);
+        return Err(Advised::refusal(text, hint.words(" stores its own")));
     }
     let alternatives = args.alternative.iter().map(|name| {
         let model = registry::open(name)?;
@@ -74,8 +75,13 @@ pub(super) fn replay(
     output: &mut Output,
 ) -> Result<Report> {
     let report = verify(model, golden, options)?;
+    let hint = report.diagnosis.as_ref().map(|diagnosis| hint::shown(&diagnosis.action));
     if json {
-        output.json(&report)?;
+        let mut value = serde_json::to_value(&report)?;
+        if let Some(hint) = hint {
+            value["diagnosis"]["action"] = hint.into();
+        }
+        output.json(&value)?;
         return Ok(report);
     }
     let rows: Vec<Vec<String>> = report
@@ -102,6 +108,9 @@ pub(super) fn replay(
     let verdict = if report.holds { Paint::Good } else { Paint::Bad };
     let text = output.paint_out(verdict, &report.to_string());
     output.line(text)?;
+    if let Some(hint) = hint {
+        output.line(format_args!("hint: {hint}"))?;
+    }
     if report.origin == Origin::Own {
         output.say(
             "the record is this tool's own: it proves that nothing changed since, not that the conversion was right",

@@ -2,30 +2,43 @@
 
 use candle_core::Device;
 
+use crate::hint::Hint;
+
 /// Why a device cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// No such name.
-    #[error("`{name}` is no device\nhint: cpu, cuda or cuda:N")]
+    #[error("`{name}` is no device")]
     Unknown {
         /// What was asked for.
         name: String,
     },
     /// The build lacks it.
-    #[error("this build has no CUDA\nhint: build with `--features cuda`, see docs/cuda.md")]
+    #[error("this build has no CUDA")]
     NotBuilt,
     /// The driver, a library or the GPU is missing.
-    #[error(
-        "cannot use GPU {ordinal}: {reason}\n\
-         hint: `nvidia-smi` lists what the driver sees; libcublas and libcurand must be found, see docs/cuda.md"
-    )]
+    #[error("cannot use GPU {ordinal}: {reason}")]
     Cuda {
         /// Which GPU.
         ordinal: usize,
         /// CUDA's reason.
         reason: String,
     },
+}
+
+impl DeviceError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        let words = match self {
+            Self::Unknown { .. } => "cpu, cuda or cuda:N",
+            Self::NotBuilt => "build with the feature `cuda`, see docs/cuda.md",
+            Self::Cuda { .. } => {
+                "`nvidia-smi` lists what the driver sees; libcublas and libcurand must be found, see docs/cuda.md"
+            }
+        };
+        Some(words.into())
+    }
 }
 
 /// The device called `name`: `cpu`, `cuda:N`, or `cuda`, which is the GPU numbered `local_rank`: one process, one GPU.

@@ -48,6 +48,7 @@ pub(crate) use slices::{sum, to_host};
 pub use tape::{Tape, Var};
 pub(crate) use tokens::{Restore, hidden_patches, patches};
 
+use crate::hint::Hint;
 use crate::model::position::PositionError;
 
 /// Why a forward pass could not be computed.
@@ -69,10 +70,7 @@ pub enum KernelError {
         reason: String,
     },
     /// The images do not fit the model.
-    #[error(
-        "images of shape {shape:?} do not fit a model with {patch}-pixel patches\n\
-         hint: the shape must be (B, 3, H, W) with H and W multiples of {patch}"
-    )]
+    #[error("images of shape {shape:?} do not fit a model with {patch}-pixel patches")]
     Images {
         /// Their shape.
         shape: Vec<usize>,
@@ -80,7 +78,7 @@ pub enum KernelError {
         patch: usize,
     },
     /// The position table does not fit.
-    #[error("cannot place the patches: {0}")]
+    #[error("cannot place the patches")]
     Position(#[from] PositionError),
     /// An operation is computed forwards only.
     #[error("`{operation}` has no gradient here: segmenters and detectors are not trained, only exported")]
@@ -89,11 +87,23 @@ pub enum KernelError {
         operation: String,
     },
     /// An operation was handed shapes it cannot work on.
-    #[error("`{operation}` cannot be computed: {source}")]
+    #[error("`{operation}` cannot be computed")]
     Operation {
         /// The operation, with its parameter where it has one.
         operation: String,
         /// candle's reason.
         source: candle_core::Error,
     },
+}
+
+impl KernelError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Images { patch, .. } => {
+                Some(format!("the shape must be (B, 3, H, W) with H and W multiples of {patch}").into())
+            }
+            _ => None,
+        }
+    }
 }

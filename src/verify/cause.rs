@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::hint::Hint;
 use crate::model::{Activation, Resample};
 
 /// How a position table's axes are wrong.
@@ -173,19 +174,21 @@ impl Cause {
     }
 
     /// What to do about it.
-    pub fn action(&self) -> String {
+    pub fn action(&self) -> Hint {
         match self {
-            Self::Heads { fits, .. } => format!("convert again with `--heads {fits}`"),
-            Self::NormEps { fits, adapters: false, .. } => format!("convert again with `--eps {fits:e}`"),
+            Self::Heads { fits, .. } => Hint::new().words("convert again with ").set("heads", fits.to_string()),
+            Self::NormEps { fits, adapters: false, .. } => {
+                Hint::new().words("convert again with ").set("norm_eps", format!("{fits:e}"))
+            }
             Self::NormEps { fits, adapters: true, .. } => {
-                format!("set `adapters.norm_eps` in config.json to {fits:e}")
+                format!("set `adapters.norm_eps` in config.json to {fits:e}").into()
             }
             Self::Activation { fits, .. } => {
                 let value = match fits {
                     Activation::GeluErf => "gelu-erf",
                     Activation::GeluTanh => "gelu-tanh",
                 };
-                format!("set `activation` in config.json to `{value}`")
+                format!("set `activation` in config.json to `{value}`").into()
             }
             Self::QkvOrder { .. } => {
                 "convert again from the original checkpoint with a mapping that concatenates q, k and v in this order"
@@ -204,10 +207,11 @@ impl Cause {
                 "convert again from the original checkpoint: a position table is copied, never regenerated".into()
             }
             Self::PositionResample { fits, .. } => {
-                format!("set `position.resample` in config.json to the rule `{}`", resample(*fits))
+                format!("set `position.resample` in config.json to the rule `{}`", resample(*fits)).into()
             }
             Self::ClassTokenNotMerged => {
-                "convert the pretraining checkpoint again with `--family tec`, which merges it".into()
+                let again = Hint::new().words("convert the pretraining checkpoint again with ");
+                again.set("family", "tec").words(", which merges it")
             }
             Self::FinalNormMissing => {
                 "convert from the pretraining checkpoint, which holds the norm; released TEC files lost it, and their \
@@ -221,8 +225,11 @@ impl Cause {
             }
             Self::Precision { .. } => "convert again from the original f32 checkpoint".into(),
             Self::Branch { fits, taken: Some(_) } => match fits.as_slice() {
-                [one] => format!("convert again with `--branch {one}`"),
-                _ => format!("convert again with another `--branch`: {}", fits.join(", ")),
+                [one] => Hint::new().words("convert again with ").set("branch", one.clone()),
+                _ => {
+                    let another = Hint::new().words("convert again with another ").option("branch");
+                    another.words(format!(": {}", fits.join(", ")))
+                }
             },
             Self::Branch { taken: None, .. } => "use that model, or a record of this one".into(),
             Self::Rounding => {
@@ -259,7 +266,7 @@ pub struct Diagnosis {
     /// What is wrong, as a clause.
     pub sentence: String,
     /// What to do about it.
-    pub action: String,
+    pub action: Hint,
     /// A replay under this cause gave the record's numbers; otherwise it is what the evidence points to.
     pub proven: bool,
     /// Relative difference of the stage in question as configured, where one was replayed.

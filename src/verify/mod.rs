@@ -34,6 +34,7 @@ pub use golden::{Golden, Origin, Point};
 pub use record::make_golden;
 pub use report::{Outcome, Report, StageReport};
 
+use crate::hint::Hint;
 use crate::kernels::KernelError;
 use crate::model::{Canonical, CanonicalError, VitConfig};
 
@@ -59,10 +60,7 @@ pub enum VerifyError {
         reason: String,
     },
     /// The record is of a model of another shape.
-    #[error(
-        "the record's `{tensor}` is {found:?}; this model makes {expected:?}\n\
-         hint: the record belongs to a model of another size"
-    )]
+    #[error("the record's `{tensor}` is {found:?}; this model makes {expected:?}")]
     Misfit {
         /// Tensor of the record.
         tensor: String,
@@ -75,13 +73,25 @@ pub enum VerifyError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The record could not be written.
-    #[error("cannot write `{path}`: {source}")]
+    #[error("cannot write `{path}`")]
     Write {
         /// The file.
         path: String,
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+impl VerifyError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::Kernel(error) => error.hint(),
+            Self::Misfit { .. } => Some("the record belongs to a model of another size".into()),
+            Self::NotGolden { .. } | Self::Write { .. } => None,
+        }
+    }
 }
 
 /// How to verify.

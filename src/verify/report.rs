@@ -58,7 +58,7 @@ impl fmt::Display for Report {
             (None, None) => write!(f, "all {} stages are within {tolerance:.1e} relative", self.stages.len())?,
         }
         match &self.diagnosis {
-            Some(diagnosis) => write!(f, ": {}\nhint: {}", diagnosis.sentence, diagnosis.action),
+            Some(diagnosis) => write!(f, ": {}", diagnosis.sentence),
             None => Ok(()),
         }
     }
