@@ -18,6 +18,8 @@
 //!
 //! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
 
+#[cfg(feature = "fetch")]
+mod causes;
 pub mod checkpoint;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

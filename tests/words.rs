@@ -37,6 +37,6 @@ in_full!(
     tec_zoo::zoo::ZooError,
 );
 #[cfg(feature = "fetch")]
-in_full!(tec_zoo::identify::IdentifyError);
+in_full!(tec_zoo::identify::IdentifyError, tec_zoo::fetch::FetchError);
 #[cfg(feature = "candle")]
 in_full!(tec_zoo::kernels::KernelError, tec_zoo::verify::VerifyError);

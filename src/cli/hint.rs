@@ -3,6 +3,7 @@
 use super::exit::{Exit, Usage};
 use crate::checkpoint::CheckpointError;
 use crate::convert::ConvertError;
+use crate::fetch::FetchError;
 use crate::hint::{Argument, Command, Hint, Part, Setting};
 use crate::identify::IdentifyError;
 use crate::kernels::{DeviceError, KernelError};
@@ -24,7 +25,18 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<Hint> {
             None$(.or_else(|| error.downcast_ref::<$kind>().and_then(|error| error.hint())))*
         };
     }
-    first![Advised, CanonicalError, CheckpointError, ConvertError, DeviceError, IdentifyError, KernelError, VerifyError, ZooError]
+    first![
+        Advised,
+        CanonicalError,
+        CheckpointError,
+        ConvertError,
+        DeviceError,
+        FetchError,
+        IdentifyError,
+        KernelError,
+        VerifyError,
+        ZooError
+    ]
 }
 
 /// A refusal of the command line's own, with advice.

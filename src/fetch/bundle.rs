@@ -20,6 +20,8 @@ use super::make::{Fresh, place, same_architecture};
 use super::model::present;
 use super::tree::hex;
 use super::{Event, FetchError, Fetched, Options, Store};
+use crate::causes::in_full;
+use crate::hint::{Command, Hint};
 use crate::identify;
 use crate::model::{Canonical, ModelFile};
 use crate::staged::StagedFile;
@@ -110,7 +112,7 @@ pub fn bundle(
             })?;
             if copied != file.bytes || hex(&hash.finalize().into()) != file.sha256 {
                 let reason = format!("`{}` changed while it was read", path.display());
-                return Err(FetchError::Unpackable { model: packed.name.clone(), reason });
+                return Err(FetchError::Unpackable { model: packed.name.clone(), reason, hint: None });
             }
             pad(&mut tar, file.bytes).map_err(io())?;
         }
@@ -123,15 +125,17 @@ pub fn bundle(
 }
 
 fn pack(store: &Store, name: &str, dir: &Path) -> Result<Packed, FetchError> {
-    let unpackable = |reason: String| FetchError::Unpackable { model: name.to_owned(), reason };
+    let unpackable = |reason: String, hint| FetchError::Unpackable { model: name.to_owned(), reason, hint: Some(hint) };
     if !is_name(name) {
-        return Err(unpackable("it needs a name\nhint: `tec-zoo register DIR --name NAME` gives it one".to_owned()));
+        let register = Command::new("register").word("DIR").set("name", "NAME");
+        return Err(unpackable("it needs a name".to_owned(), Hint::new().command(register).words(" gives it one")));
     }
     if *dir == store.model_dir(name)
         && let Some(damaged) = store.verify_model(name)?.filter(|damaged| !damaged.is_empty())
     {
         let damaged = damaged.join(", ");
-        return Err(unpackable(format!("{damaged} damaged\nhint: `tec-zoo fetch {name}` makes it anew")));
+        let fetch = Command::new("fetch").word(name.to_owned());
+        return Err(unpackable(format!("{damaged} damaged"), Hint::new().command(fetch).words(" makes it anew")));
     }
     Canonical::open(dir)?;
     let mut files = Vec::new();
@@ -306,7 +310,7 @@ fn adopt(
             store.replace_model(name, &fresh.0, options.chunk)?;
             register(&store.overlay(), name, &dir)?;
             if let Err(error) = identify::remember(&store.fingerprints(), name, &dir) {
-                events(Event::Unremembered { reason: error.to_string() });
+                events(Event::Unremembered { reason: in_full(&error) });
             }
             None
         }

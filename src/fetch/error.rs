@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::causes::in_full;
+use crate::hint::{Command, Hint};
 use crate::zoo::Digest;
 
 /// What sort of failure it is, for the exit code.
@@ -20,7 +22,7 @@ pub enum Kind {
 #[non_exhaustive]
 pub enum FetchError {
     /// The store could not be read or written.
-    #[error("cannot {action} `{path}`: {source}")]
+    #[error("cannot {action} `{path}`")]
     Io {
         /// What was being done.
         action: &'static str,
@@ -30,9 +32,7 @@ pub enum FetchError {
         source: std::io::Error,
     },
     /// The disk is too full.
-    #[error(
-        "`{path}` has {free} bytes free; {needed} are needed\nhint: free some space and run the same command again: what was fetched is kept"
-    )]
+    #[error("`{path}` has {free} bytes free; {needed} are needed")]
     NoSpace {
         /// The folder.
         path: String,
@@ -42,9 +42,7 @@ pub enum FetchError {
         free: u64,
     },
     /// The network is needed and not allowed.
-    #[error(
-        "`{model}` is not in the store and this is offline\nhint: fetch it once online, or give the file with `--from FILE`"
-    )]
+    #[error("`{model}` is not in the store and this is offline")]
     Offline {
         /// The model.
         model: String,
@@ -66,7 +64,7 @@ pub enum FetchError {
         reason: String,
     },
     /// All sources failed.
-    #[error("no source of `{model}` gave its file:\n{}\nhint: {}", list(.failures), advice(.failures))]
+    #[error("no source of `{model}` gave its file:\n{}", list(.failures))]
     Sources {
         /// The model.
         model: String,
@@ -75,7 +73,7 @@ pub enum FetchError {
     },
     /// A file has the wrong hash. It is not used and not kept.
     #[error(
-        "{origin} is not the file that was published\n  expected {}\n  computed sha256:{sha256}{}{}\nhint: the file was discarded; the source may hold another version or be damaged: try another source with `--from URL`, or ask its owner",
+        "{origin} is not the file that was published\n  expected {}\n  computed sha256:{sha256}{}{}",
         digests(.expected), .md5.as_ref().map(|md5| format!("\n           md5:{md5}")).unwrap_or_default(), format_args!("\n  size     {bytes} bytes")
     )]
     Hash {
@@ -91,9 +89,7 @@ pub enum FetchError {
         bytes: u64,
     },
     /// A file differs from the one first fetched from the same place. It is not used and not kept.
-    #[error(
-        "{origin} is not the file it was on first use\n  pinned   sha256:{pinned}\n  computed sha256:{sha256}\nhint: nobody published a hash for it. If the change is expected, delete its entry in `{pins}` and fetch again"
-    )]
+    #[error("{origin} is not the file it was on first use\n  pinned   sha256:{pinned}\n  computed sha256:{sha256}")]
     Pin {
         /// Where it came from.
         origin: String,
@@ -105,9 +101,7 @@ pub enum FetchError {
         pins: String,
     },
     /// The tensors differ from those first read from the same place. They are not used.
-    #[error(
-        "{origin} does not hold the tensors it held on first use\n  pinned   {pinned}\n  computed {tensors}\nhint: nobody published a hash for it. If the change is expected, delete its entry in `{pins}` and fetch again"
-    )]
+    #[error("{origin} does not hold the tensors it held on first use\n  pinned   {pinned}\n  computed {tensors}")]
     TensorPin {
         /// Where they came from.
         origin: String,
@@ -119,9 +113,7 @@ pub enum FetchError {
         pins: String,
     },
     /// The converted model does not do what its golden record says. It is not used.
-    #[error(
-        "`{model}` does not pass its golden check: {reason}\nhint: the record is `zoo/{model}.golden.safetensors` in the tool's folder; `tec-zoo verify` replays one on any model"
-    )]
+    #[error("`{model}` does not pass its golden check: {reason}")]
     Golden {
         /// The model.
         model: String,
@@ -129,9 +121,7 @@ pub enum FetchError {
         reason: String,
     },
     /// A bundle cannot be used, or not all of it.
-    #[error(
-        "cannot use the bundle `{path}`: {reason}\nhint: nothing of this model was kept; copy the bundle again, and compare its sha256 with the one `bundle` printed"
-    )]
+    #[error("cannot use the bundle `{path}`: {reason}")]
     Bundle {
         /// The file.
         path: String,
@@ -145,9 +135,11 @@ pub enum FetchError {
         model: String,
         /// Why.
         reason: String,
+        /// What to do, where there is something.
+        hint: Option<Hint>,
     },
     /// A bundle does not hold what is asked of it.
-    #[error("the bundle holds no `{model}`\nhint: it has {has}")]
+    #[error("the bundle holds no `{model}`")]
     NotInBundle {
         /// What was asked for.
         model: String,
@@ -168,9 +160,7 @@ pub enum FetchError {
         reason: String,
     },
     /// A given file matches none of the model's sources.
-    #[error(
-        "`{path}` is none of the files of `{model}`\n  computed sha256:{sha256}\n{expected}\nhint: convert it with `tec-zoo convert` if you trust it"
-    )]
+    #[error("`{path}` is none of the files of `{model}`\n  computed sha256:{sha256}\n{expected}")]
     Foreign {
         /// The file.
         path: String,
@@ -182,9 +172,7 @@ pub enum FetchError {
         expected: String,
     },
     /// A damaged file has no source to be repaired from.
-    #[error(
-        "`{sha256}` is damaged and no source is known for it\nhint: `tec-zoo cache prune` removes it; fetch its model again"
-    )]
+    #[error("`{sha256}` is damaged and no source is known for it")]
     Unrepairable {
         /// The file.
         sha256: String,
@@ -232,6 +220,47 @@ impl FetchError {
         }
     }
 
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        let unpinned = |pins: &str| {
+            let delete = format!("If the change is expected, delete its entry in `{pins}` and fetch again");
+            Hint::from(format!("nobody published a hash for it. {delete}"))
+        };
+        Some(match self {
+            Self::NoSpace { .. } => "free some space and run the same command again: what was fetched is kept".into(),
+            Self::Offline { .. } => {
+                Hint::new().words("fetch it once online, or give the file with ").set("from", "FILE")
+            }
+            Self::Sources { failures, .. } => advice(failures),
+            Self::Hash { .. } => {
+                let discarded = "the file was discarded; the source may hold another version or be damaged: ";
+                let hint = Hint::new().words(discarded).words("try another source with ").set("from", "URL");
+                hint.words(", or ask its owner")
+            }
+            Self::Pin { pins, .. } | Self::TensorPin { pins, .. } => unpinned(pins),
+            Self::Golden { model, .. } => {
+                let record = format!("the record is `zoo/{model}.golden.safetensors` in the tool's folder; ");
+                Hint::new().words(record).command(Command::new("verify")).words(" replays one on any model")
+            }
+            Self::Bundle { .. } => {
+                let again = "copy the bundle again, and compare its sha256 with the one printed when it was packed";
+                Hint::from(format!("nothing of this model was kept; {again}"))
+            }
+            Self::NotInBundle { has, .. } => format!("it has {has}").into(),
+            Self::Foreign { .. } => {
+                Hint::new().words("convert it with ").command(Command::new("convert")).words(" if you trust it")
+            }
+            Self::Unrepairable { .. } => {
+                Hint::new().command(Command::new("cache prune")).words(" removes it; fetch its model again")
+            }
+            Self::Unpackable { hint, .. } => return hint.clone(),
+            Self::Zoo(error) => return error.hint(),
+            Self::Convert(error) => return error.hint(),
+            Self::Model(error) => return error.hint(),
+            Self::Io { .. } | Self::Listed { .. } | Self::Source { .. } | Self::Structure { .. } => return None,
+        })
+    }
+
     /// Whether trying another source is pointless.
     pub(super) fn is_local(&self) -> bool {
         use crate::convert::ConvertError;
@@ -241,17 +270,16 @@ impl FetchError {
 
 fn list(failures: &[FetchError]) -> String {
     let lines: Vec<String> =
-        failures.iter().map(|failure| format!("  {}", failure.to_string().replace('\n', "\n  "))).collect();
+        failures.iter().map(|failure| format!("  {}", in_full(failure).replace('\n', "\n  "))).collect();
     lines.join("\n")
 }
 
-fn advice(failures: &[FetchError]) -> &'static str {
-    match failures.iter().any(|failure| failure.kind() == Kind::Verification) {
-        true => "nothing was kept of the wrong files",
-        false => {
-            "run the same command again to go on where it stopped, or give another place with `--from URL` or `--mirror`"
-        }
+fn advice(failures: &[FetchError]) -> Hint {
+    if let Some(wrong) = failures.iter().find(|failure| failure.kind() == Kind::Verification) {
+        return wrong.hint().unwrap_or_else(|| "nothing was kept of the wrong files".into());
     }
+    let again = Hint::new().words("run the same command again to go on where it stopped, or give another place with ");
+    again.set("from", "URL").words(" or ").option("mirror")
 }
 
 fn digests(digests: &[Digest]) -> String {

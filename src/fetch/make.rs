@@ -9,6 +9,7 @@ use super::lock::nonce;
 use super::options::Checked;
 use super::tree::hex;
 use super::{Event, FetchError, Options, Store};
+use crate::causes::in_full;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Plan, Request, config_text};
 use crate::identify;
@@ -143,7 +144,7 @@ pub(super) fn place(
     store.replace_model(&manifest.name, &fresh.0, options.chunk)?;
     // Made again by whoever asks, should it be missing.
     if let Err(error) = identify::remember(&store.fingerprints(), &manifest.name, &store.model_dir(&manifest.name)) {
-        events(Event::Unremembered { reason: error.to_string() });
+        events(Event::Unremembered { reason: in_full(&error) });
     }
     Ok(checked)
 }
@@ -176,9 +177,9 @@ fn replayed(dir: &Path, manifest: &Manifest, golden: &Path, _: Checked) -> Resul
     use crate::verify::{self, Golden, Options, Origin};
 
     let failed = |reason: String| FetchError::Golden { model: manifest.name.clone(), reason };
-    let record = Golden::open(golden).map_err(|error| failed(error.to_string()))?;
+    let record = Golden::open(golden).map_err(|error| failed(in_full(&error)))?;
     let report = verify::verify(&Canonical::open(dir)?, &record, &Options::default());
-    let report = report.map_err(|error| failed(error.to_string()))?;
+    let report = report.map_err(|error| failed(in_full(&error)))?;
     if !report.holds {
         return Err(failed(report.to_string()));
     }

@@ -12,6 +12,7 @@ use super::partial::{self, Reading};
 use super::pins::Pins;
 use super::retry::Failure;
 use super::{Blob, Event, FetchError, Options, Store, address};
+use crate::causes::in_full;
 use crate::checkpoint::Checkpoint;
 use crate::convert::ConvertError;
 use crate::model::Canonical;
@@ -117,7 +118,7 @@ pub fn fetch(
         };
         match result {
             Err(error) if !error.is_local() => {
-                let reason = error.to_string();
+                let reason = in_full(&error);
                 events(Event::Failed { address: address::shown(&wanted.address), reason });
                 failures.push(error);
             }

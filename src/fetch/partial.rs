@@ -7,6 +7,7 @@ use std::path::Path;
 use super::download::Wanted;
 use super::make::{IN_PART, Made, Origin, Recipe};
 use super::{Event, FetchError, Options, Parts, Remote, Store, address};
+use crate::causes::in_full;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Conversion, ConvertError, Plan, Request, config_text};
 use crate::model::ModelFile;
@@ -100,7 +101,7 @@ pub(super) fn read(
         Ok(None) => return Ok(None),
         Err(error) if error.is_local() => return Err(error),
         Err(error) => {
-            events(Event::NotInPart { reason: error.to_string() });
+            events(Event::NotInPart { reason: in_full(&error) });
             return Ok(None);
         }
     };

@@ -78,7 +78,7 @@ impl<'a> Remote<'a> {
         let http = Http::new(options).map_err(failed)?;
         let reply = patiently(options, || http.get(url, Some((0, 0)), None)).map_err(failed)?;
         let (Some((_, _, total)), None) = (reply.range, &reply.encoding) else {
-            let reason = "the server does not give parts of the file; fetch all of it with `--from URL`".to_owned();
+            let reason = "the server does not give parts of the file; it must be fetched whole".to_owned();
             return Err(FetchError::Source { address: address::shown(url), reason });
         };
         if total > options.max_bytes {
