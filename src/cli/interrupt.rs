@@ -1,6 +1,8 @@
-//! Ctrl-C and SIGTERM: the first asks the work to stop at its next step, so that temporary files are removed on the way
-//! out; a second one ends the program at once.
+//! Ctrl-C and SIGTERM: the first is answered at once and asks the work to stop at its next step, so that temporary files
+//! are removed on the way out; a second one ends the program at once.
 
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -11,6 +13,11 @@ pub(super) fn install() {
         if REQUESTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
+        // From the listening thread, so that the answer waits for no work; over the line a bar may be drawing.
+        let mut stderr = stderr();
+        let line = if stderr.is_terminal() { "\r\x1b[2K" } else { "" };
+        // Nobody may be reading any more, which is no reason not to stop.
+        drop(writeln!(stderr, "{line}stopping … (again to end at once)"));
     });
     drop(listening);
 }
@@ -18,6 +25,11 @@ pub(super) fn install() {
 /// Whether the user asked to stop.
 pub(super) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
+}
+
+/// What a library's question whether to go on is answered with.
+pub(super) fn flow() -> ControlFlow<()> {
+    if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// The error a step returns when [`requested`].
