@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -37,7 +38,8 @@ fn main() {
 
         let home = dir.path().join("home");
         let store = Store::open(&home).unwrap();
-        let fetch = || fetch_file(&store, &url, &hashes, None, &Options::default(), &mut |_| {}).is_ok();
+        let fetch =
+            || fetch_file(&store, &url, &hashes, None, &Options::default(), &mut |_| ControlFlow::Continue(())).is_ok();
         ours.extend(timed(fetch));
         cached.extend(timed(fetch));
         std::fs::remove_dir_all(&home).unwrap();

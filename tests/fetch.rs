@@ -9,6 +9,7 @@ mod random;
 mod remote;
 mod server;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,6 +57,17 @@ pub(crate) fn options() -> Options {
     }
 }
 
+/// Hears nothing and never says stop.
+pub(crate) fn go_on(_: Event) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Notes what happened, of what is more than a look at the clock.
+pub(crate) fn hear(events: &mut Vec<Event>, event: Event) -> ControlFlow<()> {
+    events.extend(Some(event).filter(|event| *event != Event::Idle));
+    ControlFlow::Continue(())
+}
+
 pub(crate) struct Home {
     dir: tempfile::TempDir,
     pub(crate) store: Store,
@@ -73,7 +85,7 @@ impl Home {
     }
 
     fn get(&self, url: &str, hashes: &[Digest]) -> Result<Blob, FetchError> {
-        fetch_file(&self.store, url, hashes, None, &options(), &mut |_| {})
+        fetch_file(&self.store, url, hashes, None, &options(), &mut go_on)
     }
 
     fn holds(&self, blob: &Blob, body: &[u8]) {
@@ -138,7 +150,8 @@ fn a_file_arrives_in_parts_and_is_not_fetched_twice() {
     let home = Home::new();
     let mut events = Vec::new();
     let url = server.url("weights.pth");
-    let blob = fetch_file(&home.store, &url, &full(&body), None, &options(), &mut |event| events.push(event)).unwrap();
+    let blob =
+        fetch_file(&home.store, &url, &full(&body), None, &options(), &mut |event| hear(&mut events, event)).unwrap();
     home.holds(&blob, &body);
     assert_eq!(server.sent(), body.len() as u64 + 1, "the probe's byte and the file");
     assert!(server.requests() > 4, "it came in parts");
@@ -379,10 +392,10 @@ fn a_token_goes_to_its_own_host_only_and_is_never_printed() {
     options.hub = Some(hub.url(""));
     options.token = Some(Secret::new("hf_secret"));
     let home = Home::new();
-    let get = |url: &str| fetch_file(&home.store, url, &full(&body), None, &options, &mut |_| {});
+    let get = |url: &str| fetch_file(&home.store, url, &full(&body), None, &options, &mut go_on);
     assert!(get(&hub.url("weights.pth")).is_ok());
     let home = Home::new();
-    let get = |url: &str| fetch_file(&home.store, url, &full(&body), None, &options, &mut |_| {});
+    let get = |url: &str| fetch_file(&home.store, url, &full(&body), None, &options, &mut go_on);
     assert!(get(&elsewhere.url("weights.pth")).is_ok());
     assert!(!format!("{options:?}").contains("hf_secret"));
     let refused = Home::new().get(&hub.url("weights.pth?token=hush"), &full(&body)).unwrap_err().to_string();
@@ -459,7 +472,7 @@ fn sizes_are_bounded_before_anything_is_written() {
     let server = failing(&body, 0, |answer| answer);
     let url = server.url("weights.pth");
     let home = Home::new();
-    let get = |bytes, options: &Options| fetch_file(&home.store, &url, &[], bytes, options, &mut |_| {}).unwrap_err();
+    let get = |bytes, options: &Options| fetch_file(&home.store, &url, &[], bytes, options, &mut go_on).unwrap_err();
     let error = get(Some(5), &options());
     assert!(error.to_string().contains("the published file has 5"), "{error}");
     let error = get(None, &Options { max_bytes: 1000, ..options() });
@@ -470,7 +483,7 @@ fn sizes_are_bounded_before_anything_is_written() {
     assert_eq!(server.sent(), 3, "one probe each");
     let endless = Server::start(|_| Answer { claims: Some(None), ..Answer::whole(&vec![0; SIZE]) });
     let options = Options { max_bytes: 1000, ..options() };
-    let error = fetch_file(&home.store, &endless.url("x"), &full(&body), None, &options, &mut |_| {}).unwrap_err();
+    let error = fetch_file(&home.store, &endless.url("x"), &full(&body), None, &options, &mut go_on).unwrap_err();
     assert!(error.to_string().contains("sends more than 1000"), "{error}");
     home.is_empty();
 }
@@ -482,7 +495,8 @@ fn a_damaged_file_is_noticed_and_only_the_damage_is_fetched() {
     let url = server.url("weights.pth");
     let home = Home::new();
     let blob = home.get(&url, &full(&body)).unwrap();
-    let healthy = |home: &Home| cache::verify(&home.store).unwrap().iter().all(|health| health.damage.is_empty());
+    let healthy =
+        |home: &Home| cache::verify(&home.store, &mut go_on).unwrap().iter().all(|health| health.damage.is_empty());
     assert!(healthy(&home));
 
     // Two bits, in the third chunk and in the last.
@@ -490,7 +504,7 @@ fn a_damaged_file_is_noticed_and_only_the_damage_is_fetched() {
     bytes[150_000] ^= 1;
     bytes[SIZE - 1] ^= 128;
     std::fs::write(&blob.path, &bytes).unwrap();
-    let health = cache::verify(&home.store).unwrap();
+    let health = cache::verify(&home.store, &mut go_on).unwrap();
     assert_eq!(health[0].damage, ["bytes 131072-196607", "bytes 983040-1048575"]);
     let before = server.sent();
     assert_eq!(home.store.blob(&blob.sha256).unwrap(), None, "it must not be used");
@@ -520,7 +534,7 @@ fn a_damaged_file_is_noticed_and_only_the_damage_is_fetched() {
 
     let zoo = Zoo::default();
     std::fs::write(&blob.path, &bytes).unwrap();
-    let error = cache::repair(&home.store, &zoo, &blob.sha256, &options(), &mut |_| {}).unwrap_err();
+    let error = cache::repair(&home.store, &zoo, &blob.sha256, &options(), &mut go_on).unwrap_err();
     assert!(matches!(error, FetchError::Unrepairable { .. }), "{error}");
     let removed = cache::prune(&home.store).unwrap();
     assert_eq!(removed.len(), 1);
@@ -541,6 +555,7 @@ fn a_lock_is_waited_for_and_a_dead_one_is_broken() {
                     if matches!(event, Event::Waiting { .. }) {
                         waited.fetch_add(1, Ordering::SeqCst);
                     }
+                    go_on(event)
                 };
                 fetch_file(&home.store, &url, &full(&body), None, &options(), &mut events).unwrap();
             });
@@ -555,7 +570,7 @@ fn a_lock_is_waited_for_and_a_dead_one_is_broken() {
     std::fs::write(&lock, "1234 00000000000000000007 elsewhere 1 1\n").unwrap();
     let options = Options { stale_lock: Duration::from_millis(300), ..options() };
     let start = Instant::now();
-    let blob = fetch_file(&home.store, &url, &full(&body), None, &options, &mut |_| {}).unwrap();
+    let blob = fetch_file(&home.store, &url, &full(&body), None, &options, &mut go_on).unwrap();
     assert!(start.elapsed() >= Duration::from_millis(300));
     home.holds(&blob, &body);
 }

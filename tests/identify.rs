@@ -8,11 +8,15 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tec_zoo::convert::{Layout, Request, convert, emit};
 use tec_zoo::identify::{
-    Fingerprint, Identified, IdentifyError, Relation, Sameness, identify, known, of_model, remember,
+    Fingerprint, Identified, IdentifyError, Progress, Relation, Sameness, identify, known, of_model, remember,
 };
 use tec_zoo::model::{Canonical, ModelFile, Weights};
 
 use crate::words::InFull;
+
+fn go_on(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -33,7 +37,9 @@ fn all(dir: &Path) -> Vec<Fingerprint> {
         ("moco", "mocov3_vit_tiny.pth.tar", "moco-v3", Some("base")),
         ("tec", "tec_checkpoint-299.pth", "tec", None),
     ]
-    .map(|(name, file, family, branch)| of_model(name, &model(file, family, branch, &dir.join(name))).unwrap())
+    .map(|(name, file, family, branch)| {
+        of_model(name, &model(file, family, branch, &dir.join(name)), &mut go_on).unwrap()
+    })
     .into()
 }
 
@@ -91,7 +97,7 @@ fn a_model_is_itself_in_every_container_and_layout() {
     let dir = tempfile::tempdir().unwrap();
     let known = all(dir.path());
     let same = |path: &Path, model: &str| {
-        let found = identify(path, &known).unwrap();
+        let found = identify(path, &known, &mut go_on).unwrap();
         assert_eq!(only(&found), (model, Relation::Same, Some(Sameness::Exact), true), "{}", path.display());
     };
     for file in ["mae_pretrain_vit_tiny.pth", "mae_pretrain_vit_tiny_legacy.pth"] {
@@ -128,7 +134,7 @@ fn names_and_order_and_type_hide_nothing() {
         (Dtype::BF16, Sameness::Brain),
     ] {
         write(&path, &shuffled, dtype);
-        let found = identify(&path, &known).unwrap();
+        let found = identify(&path, &known, &mut go_on).unwrap();
         assert_eq!(only(&found), ("moco", Relation::Same, Some(sameness), true), "{dtype}");
     }
     // Rounded and stored wide again, it is still the rounded copy.
@@ -136,14 +142,14 @@ fn names_and_order_and_type_hide_nothing() {
         *value = f16::from_f32(*value).to_f32();
     }
     write(&path, &shuffled, Dtype::F32);
-    assert_eq!(only(&identify(&path, &known).unwrap()).2, Some(Sameness::Half));
+    assert_eq!(only(&identify(&path, &known, &mut go_on).unwrap()).2, Some(Sameness::Half));
 }
 
 #[test]
 fn the_networks_of_a_full_checkpoint_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let known = all(dir.path());
-    let found = identify(&fixture("ibot_checkpoint_full.pth"), &known).unwrap();
+    let found = identify(&fixture("ibot_checkpoint_full.pth"), &known, &mut go_on).unwrap();
     let at = |place: &str| {
         let finding = found.findings.iter().find(|finding| finding.place.starts_with(place));
         finding.unwrap_or_else(|| panic!("no {place}: {found:?}")).is.as_ref()
@@ -152,7 +158,7 @@ fn the_networks_of_a_full_checkpoint_are_told_apart() {
     assert_eq!((teacher.model.as_str(), teacher.relation), ("ibot", Relation::Same));
     assert_eq!(teacher.branch.as_deref(), Some("teacher"));
     assert_ne!(at("student").map(|is| is.relation), Some(Relation::Same), "the student is not the teacher");
-    let found = identify(&fixture("mocov3_vit_tiny.pth.tar"), &known).unwrap();
+    let found = identify(&fixture("mocov3_vit_tiny.pth.tar"), &known, &mut go_on).unwrap();
     let same =
         found.findings.iter().filter(|finding| finding.is.as_ref().is_some_and(|is| is.relation == Relation::Same));
     let places: Vec<&str> = same.map(|finding| finding.place.as_str()).collect();
@@ -174,7 +180,7 @@ fn a_student_beside_its_teacher_is_named_as_such() {
     }
     let path = dir.path().join("full.safetensors");
     write(&path, &both, Dtype::F32);
-    let found = identify(&path, &known).unwrap();
+    let found = identify(&path, &known, &mut go_on).unwrap();
     let [student, teacher] = [0, 1].map(|index| found.findings[index].is.as_ref().unwrap());
     assert_eq!((found.findings[0].place.as_str(), student.relation), ("student.backbone", Relation::Relative));
     assert_eq!((found.findings[1].place.as_str(), teacher.relation), ("teacher.backbone", Relation::Same));
@@ -197,7 +203,7 @@ fn fine_tuned_weights_are_relatives_and_others_are_not() {
         let head = (0..1600).map(|_| noise(&mut state)).collect();
         changed.push(Tensor { name: "head.weight".into(), shape: vec![100, 16], values: head });
         write(&path, &changed, Dtype::F32);
-        let found = identify(&path, &known).unwrap();
+        let found = identify(&path, &known, &mut go_on).unwrap();
         assert_eq!(only(&found), ("mae", Relation::Relative, None, false), "{amount}: {found:?}");
         found.findings[0].is.as_ref().unwrap().likeness.unwrap()
     };
@@ -210,12 +216,12 @@ fn fine_tuned_weights_are_relatives_and_others_are_not() {
         tensor.values.iter_mut().for_each(|value| *value = noise(&mut state));
     }
     write(&path, &other, Dtype::F32);
-    let found = identify(&path, &known).unwrap();
+    let found = identify(&path, &known, &mut go_on).unwrap();
     assert!(found.findings.iter().all(|finding| finding.is.is_none()), "{found:?}");
     // And none of the fixtures is another one's relative.
     for (file, name) in [("mocov3_vit_tiny.pth.tar", "moco"), ("mae_full_checkpoint-799.pth", "mae")] {
         let strangers: Vec<Fingerprint> = known.iter().filter(|known| known.model != name).cloned().collect();
-        let found = identify(&fixture(file), &strangers).unwrap();
+        let found = identify(&fixture(file), &strangers, &mut go_on).unwrap();
         assert!(found.findings.iter().all(|finding| finding.is.is_none()), "{file}: {found:?}");
     }
 }
@@ -233,11 +239,11 @@ fn what_is_frozen_and_what_is_cut_off_is_told() {
         tensor.values.iter_mut().for_each(|value| *value += 0.1 * noise(&mut state));
     }
     write(&path, &half, Dtype::F32);
-    let found = identify(&path, &known).unwrap();
+    let found = identify(&path, &known, &mut go_on).unwrap();
     assert_eq!(only(&found), ("mae", Relation::Shares, Some(Sameness::Exact), false));
     half.retain(|tensor| tensor.name.starts_with("blocks.1") || tensor.name.starts_with("blocks.0"));
     write(&path, &half, Dtype::F32);
-    let found = identify(&path, &known).unwrap();
+    let found = identify(&path, &known, &mut go_on).unwrap();
     assert_eq!(only(&found), ("mae", Relation::PartOf, Some(Sameness::Exact), false));
     let share = found.findings[0].is.as_ref().unwrap().share;
     assert!((0.2..0.3).contains(&share), "{share}");
@@ -249,9 +255,9 @@ fn fingerprints_are_kept_and_damaged_ones_are_named() {
     model("mae_pretrain_vit_tiny.pth", "mae", None, &dir.path().join("mae"));
     let folder = dir.path().join("fingerprints");
     assert_eq!(known(&folder).unwrap(), []);
-    remember(&folder, "mae", &dir.path().join("mae")).unwrap();
+    remember(&folder, "mae", &dir.path().join("mae"), &mut go_on).unwrap();
     let kept = known(&folder).unwrap();
-    assert_eq!(only(&identify(&fixture("mae_pretrain_vit_tiny.pth"), &kept).unwrap()).0, "mae");
+    assert_eq!(only(&identify(&fixture("mae_pretrain_vit_tiny.pth"), &kept, &mut go_on).unwrap()).0, "mae");
     let path = folder.join("mae.json");
     let good = std::fs::read_to_string(&path).unwrap();
     for (from, to) in
@@ -261,7 +267,7 @@ fn fingerprints_are_kept_and_damaged_ones_are_named() {
         let error = known(&folder).unwrap_err();
         assert!(matches!(error, IdentifyError::Fingerprint { .. }) && error.in_full().contains("mae.json"), "{error}");
     }
-    let error = identify(&path, &kept).unwrap_err();
+    let error = identify(&path, &kept, &mut go_on).unwrap_err();
     assert!(matches!(error, IdentifyError::Checkpoint(_)), "{error}");
 }
 

@@ -23,6 +23,8 @@ mod hostile;
 mod identify;
 #[cfg(feature = "data")]
 mod images;
+#[cfg(all(feature = "cli", unix))]
+mod interrupt;
 #[cfg(feature = "candle")]
 mod kernels;
 #[cfg(feature = "train")]

@@ -1,11 +1,10 @@
 //! `tec-zoo bundle`.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{exit::Exit, interrupt, output::Output, registry};
+use super::{exit::Exit, fetch, output::Output, registry};
 use crate::fetch::{Store, bundle};
 
 /// Pack models that are here into one archive, for a site without a network
@@ -41,13 +40,9 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         };
         models.push((name.clone(), directory));
     }
-    let bar = output.bytes_bar(0);
-    let made = bundle(&store, &models, &args.out, args.overwrite, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    bar.finish_and_clear();
+    let mut news = fetch::News::new(output);
+    let made = bundle(&store, &models, &args.out, args.overwrite, &mut |event| news.hear(event));
+    news.bar.finish_and_clear();
     let made = made.with_context(|| format!("`{}` is not written", args.out.display()))?;
     match args.json {
         true => output.json(&made)?,

@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use super::{exit::Exit, fetch, output::Output, registry};
 use crate::fetch::Store;
-use crate::fetch::cache::{Entry, Sort, ls, prune, repair, verify};
+use crate::fetch::cache::{Entry, Health, Sort, ls, prune, repair, verify};
 
 /// What is stored: list it, read and check every bit, repair, clean up
 #[derive(Debug, clap::Args)]
@@ -60,8 +60,15 @@ fn sort(entry: &Entry) -> String {
     .to_owned()
 }
 
+fn read(store: &Store, output: &mut Output) -> Result<Vec<Health>> {
+    let mut news = fetch::News::new(output);
+    let healths = verify(store, &mut |event| news.hear(event));
+    news.bar.finish_and_clear();
+    Ok(healths?)
+}
+
 fn check(store: &Store, mend: bool, json: bool, output: &mut Output) -> Result<Exit> {
-    let mut healths = verify(store)?;
+    let mut healths = read(store, output)?;
     if mend {
         let zoo = registry::zoo()?;
         for health in healths.iter().filter(|health| !health.damage.is_empty() && health.entry.sort == Sort::Source) {
@@ -70,7 +77,7 @@ fn check(store: &Store, mend: bool, json: bool, output: &mut Output) -> Result<E
             news.bar.finish_and_clear();
             repaired?;
         }
-        healths = verify(store)?;
+        healths = read(store, output)?;
     }
     let whole = healths.iter().all(|health| health.damage.is_empty());
     if json {

@@ -133,7 +133,7 @@ fn report(args: &Args, made: &Conversion, output: &mut Output) -> Result<Exit> {
 fn watch(bar: &ProgressBar, progress: Progress) -> ControlFlow<()> {
     bar.set_length(progress.total);
     bar.set_position(progress.done);
-    if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    interrupt::flow()
 }
 
 fn facts(plan: &Plan, output: &mut Output) {

@@ -59,6 +59,7 @@ impl Exit {
                 match fetch.kind() {
                     Kind::Network => return Self::Network,
                     Kind::Verification => return Self::NotHeld,
+                    Kind::Interrupted => return Self::Interrupted,
                     Kind::Refused => {}
                 }
             }

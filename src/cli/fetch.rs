@@ -1,6 +1,8 @@
 //! `tec-zoo fetch`.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -133,6 +135,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let store = Store::open(&registry::home()?)?;
     let mut report: Vec<(String, Fetched)> = Vec::new();
     for manifest in manifests {
+        interrupt::check()?;
         let name = &manifest.name;
         if zoo.terms(name)? != Terms::Permissive {
             let spdx = &manifest.licence.spdx;
@@ -224,25 +227,29 @@ impl<'a> News<'a> {
         Self { output, bar }
     }
 
-    pub(super) fn hear(&mut self, event: Event) {
-        if interrupt::requested() {
-            // Everything downloaded so far is on record beside its part file; the next run goes on from there.
-            self.bar.finish_and_clear();
-            eprintln!("interrupted; the next fetch goes on from here");
-            std::process::exit(130);
-        }
+    pub(super) fn hear(&mut self, event: Event) -> ControlFlow<()> {
         let bar = self.bar.clone();
         match event {
+            Event::Idle => {}
+            Event::Reading { path } => bar.suspend(|| self.output.say(format_args!("reading {path}"))),
             Event::Progress { have, total } => {
                 bar.set_length(total.unwrap_or(have));
                 bar.set_position(have);
             }
-            Event::Waiting { holder } => bar.suspend(|| self.output.say(format_args!("waiting for {holder}"))),
+            Event::Waiting { holder } => {
+                bar.suspend(|| self.output.say(format_args!("waiting for {holder}, which is at it already")))
+            }
             Event::Source { address } => bar.suspend(|| self.output.say(format_args!("from {address}"))),
             Event::Resumed { have, total } => {
                 bar.suspend(|| self.output.say(format_args!("{have} of {total} bytes are here already")));
             }
-            Event::Retry { reason } => bar.suspend(|| self.output.say(format_args!("trying again: {reason}"))),
+            Event::Retry { reason, pause } if pause < Duration::from_secs(1) => {
+                bar.suspend(|| self.output.say(format_args!("trying again: {reason}")));
+            }
+            Event::Retry { reason, pause } => {
+                let seconds = pause.as_secs_f64();
+                bar.suspend(|| self.output.say(format_args!("trying again in {seconds:.0} s: {reason}")));
+            }
             Event::Restart { reason } => bar.suspend(|| self.output.warn(format_args!("starting over: {reason}"))),
             Event::Failed { address, reason } => {
                 bar.suspend(|| self.output.warn(format_args!("{address}: {reason}")));
@@ -264,5 +271,6 @@ impl<'a> News<'a> {
                 bar.suspend(|| self.output.warn(format_args!("`identify` will not know it: {reason}")));
             }
         }
+        interrupt::flow()
     }
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{exit::Exit, output::Output, output::Paint, registry};
+use super::{exit::Exit, interrupt, output::Output, output::Paint, registry};
 use crate::fetch::Store;
-use crate::identify::{Finding, Match, Relation, Sameness, identify, known, remember};
+use crate::identify::{Finding, IdentifyError, Match, Progress, Relation, Sameness, identify, known, remember};
 use crate::zoo::Zoo;
 
 /// Tell which known weights a file holds, whatever its tensors are called, or their nearest relative
@@ -30,16 +30,27 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let zoo = registry::zoo()?;
     let store = Store::open(&registry::home()?)?;
     let folder = store.fingerprints();
+    let bar = output.bytes_bar(0);
+    let mut watch = |progress: Progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+        interrupt::flow()
+    };
     for manifest in zoo.iter() {
         if let Some(directory) = registry::present(manifest)?
             && !folder.join(format!("{}.json", manifest.name)).exists()
-            && let Err(error) = remember(&folder, &manifest.name, &directory)
+            && let Err(error) = remember(&folder, &manifest.name, &directory, &mut watch)
         {
+            if matches!(error, IdentifyError::Interrupted) {
+                return Err(error.into());
+            }
             output.warn(format_args!("`{}` is left out: {error}", manifest.name));
         }
     }
     let known = known(&folder)?;
-    let found = identify(&args.file, &known)?;
+    let found = identify(&args.file, &known, &mut watch);
+    bar.finish_and_clear();
+    let found = found?;
     let exit = match found.findings.iter().any(|finding| finding.is.is_some()) {
         true => Exit::Done,
         false => Exit::NotHeld,

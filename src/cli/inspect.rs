@@ -36,9 +36,16 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         return show(args, &survey, &candidates, output);
     }
     let options = fetch::options();
-    let mut remote = Remote::open(&Store::open(&registry::home()?)?, &args.file, &options)?;
-    // The one tensor whose values tell families apart.
-    remote.bring(|path| path.last().is_some_and(|name| name.contains("pos")))?;
+    let store = Store::open(&registry::home()?)?;
+    let mut news = fetch::News::new(output);
+    let remote = Remote::open(&store, &args.file, &options, &mut |event| news.hear(event)).and_then(|mut remote| {
+        // The one tensor whose values tell families apart.
+        let position = |path: &[String]| path.last().is_some_and(|name| name.contains("pos"));
+        remote.bring(position, &mut |event| news.hear(event))?;
+        Ok(remote)
+    });
+    news.bar.finish_and_clear();
+    let remote = remote?;
     let survey = Checkpoint::survey(remote.path())?;
     let candidates = detect(&survey.checkpoint, None)?;
     let (fetched, total) = remote.fetched();

@@ -21,7 +21,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let manifest = crate::zoo::register(&registry::overlay()?, &args.name, &args.dir)?;
     let store = crate::fetch::Store::open(&registry::home()?)?;
-    crate::identify::remember(&store.fingerprints(), &args.name, &args.dir)?;
+    crate::identify::remember(&store.fingerprints(), &args.name, &args.dir, &mut |_| super::interrupt::flow())?;
     output.say(format_args!("`{}` is registered in {}", args.name, manifest.display()));
     Ok(Exit::Done)
 }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use super::assemble::{Piece, Values};
 use super::digest::digest;
@@ -16,6 +18,9 @@ use crate::checkpoint::{Checkpoint, TensorEntry};
 use crate::hint::Hint;
 use crate::model::{ModelConfig, ModelFile, Provenance};
 use crate::staged::StagedDir;
+
+/// How often `progress` is asked while the checkpoint's hash is waited for.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Bytes of tensors written so far, and in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +49,8 @@ pub struct Conversion {
 impl Plan {
     /// Carries the plan out: `out` appears whole, or not at all. `name` is the checkpoint's file name, for provenance.
     ///
-    /// `progress` is called after each few megabytes; [`ControlFlow::Break`] stops, and leaves nothing behind. An existing
+    /// `progress` is called after each few megabytes, and while the hash of the checkpoint is waited for;
+    /// [`ControlFlow::Break`] stops, and leaves nothing behind. An existing
     /// `out` is refused, unless it is an empty folder, or `overwrite` is set and it is a model directory with nothing else
     /// in it.
     ///
@@ -69,10 +75,21 @@ impl Plan {
         };
         // Hashing takes about as long as copying, and needs none of what copying needs.
         let (written, digest) = std::thread::scope(|scope| {
-            let digest = scope.spawn(|| digest(checkpoint, &stop));
-            let written = self.files.iter().try_for_each(|(file, pieces)| {
+            let (ended, end) = mpsc::channel::<()>();
+            let stop = &stop;
+            let digest = scope.spawn(move || {
+                // Dropped at the end, which wakes whoever waits.
+                let _ended = ended;
+                digest(checkpoint, stop)
+            });
+            let mut written = self.files.iter().try_for_each(|(file, pieces)| {
                 write_file(checkpoint, pieces, &staged.path().join(file.name()), &mut step)
             });
+            while written.is_ok() && end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                if !step(0) {
+                    written = Err(ConvertError::Interrupted);
+                }
+            }
             if written.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }

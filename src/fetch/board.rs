@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
+use super::caller::{Caller, TICK};
 use super::http::{Http, Validator, read_some};
 use super::part::{Chunk, Part};
 use super::retry::{Failure, Patience};
@@ -20,8 +21,6 @@ use super::{Event, FetchError, Options, positioned};
 const BUFFER: usize = 128 << 10;
 /// Chunks asked for in one request at most: a broken connection is cheap, a request has its price.
 const LONGEST_RUN: usize = 16;
-/// How often the caller hears.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Hashes of a whole file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +65,7 @@ pub(super) struct Job<'a> {
 
 struct Board<'a> {
     job: &'a Job<'a>,
+    caller: &'a Caller,
     path: &'a Path,
     file: &'a File,
     journal: &'a File,
@@ -80,7 +80,6 @@ struct State {
     chunks: Vec<Chunk>,
     workers: usize,
     verdict: Option<Failure>,
-    notes: Vec<Event>,
     /// The follower has come to its end.
     followed: bool,
     /// The server asked for peace until then.
@@ -91,36 +90,34 @@ struct State {
 ///
 /// # Errors
 /// Why it could not be finished; what was fetched stays in the part.
-pub(super) fn download(job: &Job<'_>, part: &mut Part, events: &mut dyn FnMut(Event)) -> Result<Hashes, Failure> {
+pub(super) fn download(job: &Job<'_>, part: &mut Part, caller: &Caller) -> Result<Hashes, Failure> {
     let missing = part.chunks.iter().filter(|chunk| matches!(chunk, Chunk::Missing(_))).count();
     let workers = job.options.jobs.clamp(1, 64).min(missing);
     let board = Board {
         job,
+        caller,
         path: &part.path,
         file: &part.file,
         journal: part.journal(),
         total: part.head.total,
         chunk: part.head.chunk,
         have: AtomicU64::new(part.have()),
-        state: Mutex::new(State {
-            chunks: part.chunks.clone(),
-            workers,
-            verdict: None,
-            notes: Vec::new(),
-            followed: false,
-            quiet: None,
-        }),
+        state: Mutex::new(State { chunks: part.chunks.clone(), workers, verdict: None, followed: false, quiet: None }),
         changed: Condvar::new(),
     };
     let hashes = std::thread::scope(|scope| {
         let follower = scope.spawn(|| {
+            let _alarm = Alarm(&board);
             let hashes = board.follow();
             board.lock().followed = true;
             board.changed.notify_all();
             hashes
         });
         for _ in 0..workers {
-            scope.spawn(|| board.work());
+            scope.spawn(|| {
+                let _alarm = Alarm(&board);
+                board.work();
+            });
         }
         let mut followed = false;
         while !followed && !follower.is_finished() {
@@ -129,22 +126,38 @@ pub(super) fn download(job: &Job<'_>, part: &mut Part, events: &mut dyn FnMut(Ev
                 state = board.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
             }
             followed = state.followed;
-            let notes = std::mem::take(&mut state.notes);
             drop(state);
-            notes.into_iter().for_each(&mut *events);
-            events(Event::Progress { have: board.have.load(Ordering::Relaxed), total: Some(board.total) });
+            let have = board.have.load(Ordering::Relaxed);
+            caller.progress(have, Some(board.total));
+            if let Err(interrupted) = caller.check() {
+                board.judge(Failure::Local(interrupted));
+            }
         }
         follower.join()
     });
+    let have = board.have.load(Ordering::Relaxed);
     let mut state = board.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(failure) = state.verdict.take() {
-        return Err(failure);
+    match state.verdict.take() {
+        Some(Failure::Local(error)) if have > 0 => return Err(Failure::Local(error.resuming())),
+        Some(failure) => return Err(failure),
+        None => {}
     }
     part.chunks = state.chunks;
     match hashes {
         Ok(Ok(hashes)) => Ok(hashes),
         Ok(Err(error)) => Err(Failure::Local(FetchError::io("read", &part.path)(error))),
         Err(_) => Err(Failure::Refused("the download stopped unexpectedly".into())),
+    }
+}
+
+/// Ends the download when a thread of it panics: the others would wait for what it had taken.
+struct Alarm<'a>(&'a Board<'a>);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.judge(Failure::Refused("the download stopped unexpectedly".into()));
+        }
     }
 }
 
@@ -178,7 +191,7 @@ impl Board<'_> {
             drop(state);
             leaves.push(leaf);
             let (mut offset, end) = (self.chunk * index as u64, self.chunk * index as u64 + self.len(index));
-            while offset < end {
+            while offset < end && !self.caller.stopped() {
                 // As much as stays in the processor's cache between being read and being hashed.
                 let piece = &mut buffer[..(end - offset).min(BUFFER as u64) as usize];
                 positioned::read_at(self.file, piece, offset)?;
@@ -215,8 +228,8 @@ impl Board<'_> {
             match patience.failed(&reason, wait) {
                 Ok(pause) => {
                     let until = Instant::now() + pause;
+                    self.caller.tell(Event::Retry { reason, pause });
                     let mut state = self.lock();
-                    state.notes.push(Event::Retry { reason });
                     if wait.is_some() {
                         state.quiet = state.quiet.max(Some(until));
                     }
@@ -290,7 +303,7 @@ impl Board<'_> {
         let unread = |error| Failure::Local(FetchError::io("read", self.path)(error));
         let mut hasher = self.reread(at).map_err(unread)?;
         let job = self.job;
-        let mut reply = job.http.get(job.address, Some((begin, end - 1)), Some(job.validator))?;
+        let mut reply = job.http.get(job.address, Some((begin, end - 1)), Some(job.validator), self.caller)?;
         let Some((first, last, total)) = reply.range else {
             return Err(Failure::Changed("the server sent the whole file where a part was asked for".into()));
         };
@@ -310,7 +323,7 @@ impl Board<'_> {
         while at.index < run.end {
             let len = self.len(at.index);
             let want = (len - at.filled).min(BUFFER as u64) as usize;
-            let read = read_some(&mut body, &mut buffer[..want])?;
+            let read = read_some(&mut body, &mut buffer[..want], self.caller)?;
             if read == 0 {
                 return Err(Failure::transient(format!("the connection ended {} bytes early", end - begin - *got)));
             }

@@ -16,13 +16,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::make::{Fresh, place, same_architecture};
+use super::caller::{Caller, attended};
+use super::make::{Fresh, place, remember, same_architecture};
 use super::model::present;
 use super::tree::hex;
 use super::{Event, FetchError, Fetched, Options, Store};
-use crate::causes::in_full;
 use crate::hint::{Command, Hint};
-use crate::identify;
 use crate::model::{Canonical, ModelFile};
 use crate::staged::StagedFile;
 use crate::zoo::{Digest, Manifest, Zoo, is_name, register};
@@ -73,13 +72,23 @@ struct PackedFile {
 ///
 /// # Errors
 /// [`FetchError::Unpackable`] for a damaged model or one that changes meanwhile; [`FetchError::Io`] when `out` exists (and
-/// `overwrite` is not set), cannot be written, or `watch` broke off; it hears the bytes written and the bytes in all.
+/// `overwrite` is not set) or cannot be written; [`FetchError::Interrupted`] when `events` said stop.
 pub fn bundle(
     store: &Store,
     models: &[(String, PathBuf)],
     out: &Path,
     overwrite: bool,
-    watch: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Bundled, FetchError> {
+    attended(events, |caller| write(store, models, out, overwrite, caller))
+}
+
+fn write(
+    store: &Store,
+    models: &[(String, PathBuf)],
+    out: &Path,
+    overwrite: bool,
+    caller: &Caller,
 ) -> Result<Bundled, FetchError> {
     if !overwrite && out.exists() {
         return Err(FetchError::io("write", out)(std::io::ErrorKind::AlreadyExists.into()));
@@ -89,9 +98,9 @@ pub fn bundle(
     models.dedup();
     let mut index = Index { format: FORMAT, models: Vec::new() };
     for (name, dir) in &models {
-        index.models.push(pack(store, name, dir)?);
+        index.models.push(pack(store, name, dir, caller)?);
     }
-    let total = index.models.iter().flat_map(|model| &model.files).map(|file| file.bytes).sum();
+    let total: u64 = index.models.iter().flat_map(|model| &model.files).map(|file| file.bytes).sum();
     let io = || FetchError::io("write", out);
     let mut staged = StagedFile::new(out).map_err(io())?;
     let mut tar = Counted { file: staged.file(), hash: Sha256::new(), bytes: 0 };
@@ -103,11 +112,9 @@ pub fn bundle(
             head(&mut tar, &format!("{}/{}", packed.name, file.name), file.bytes).map_err(io())?;
             let path = dir.join(&file.name);
             let mut hash = Sha256::new();
-            let copied = each(&path, |piece| {
+            let copied = each(&path, caller, |piece| {
                 hash.update(piece);
-                if watch(tar.bytes.min(total), total).is_break() {
-                    return Err(io()(std::io::ErrorKind::Interrupted.into()));
-                }
+                caller.progress(tar.bytes.min(total), Some(total));
                 tar.write_all(piece).map_err(io())
             })?;
             if copied != file.bytes || hex(&hash.finalize().into()) != file.sha256 {
@@ -124,26 +131,27 @@ pub fn bundle(
     Ok(Bundled { path: out.to_path_buf(), bytes, sha256, models })
 }
 
-fn pack(store: &Store, name: &str, dir: &Path) -> Result<Packed, FetchError> {
+fn pack(store: &Store, name: &str, dir: &Path, caller: &Caller) -> Result<Packed, FetchError> {
     let unpackable = |reason: String, hint| FetchError::Unpackable { model: name.to_owned(), reason, hint: Some(hint) };
     if !is_name(name) {
         let register = Command::new("register").word("DIR").set("name", "NAME");
         return Err(unpackable("it needs a name".to_owned(), Hint::new().command(register).words(" gives it one")));
     }
     if *dir == store.model_dir(name)
-        && let Some(damaged) = store.verify_model(name)?.filter(|damaged| !damaged.is_empty())
+        && let Some(damaged) = store.verify_model(name, caller)?.filter(|damaged| !damaged.is_empty())
     {
         let damaged = damaged.join(", ");
         let fetch = Command::new("fetch").word(name.to_owned());
         return Err(unpackable(format!("{damaged} damaged"), Hint::new().command(fetch).words(" makes it anew")));
     }
     Canonical::open(dir)?;
+    caller.tell(Event::Reading { path: dir.display().to_string() });
     let mut files = Vec::new();
     for file in ModelFile::ALL {
         let path = dir.join(file.name());
         if path.is_file() {
             let mut hash = Sha256::new();
-            let bytes = each(&path, |piece| {
+            let bytes = each(&path, caller, |piece| {
                 hash.update(piece);
                 Ok(())
             })?;
@@ -154,11 +162,16 @@ fn pack(store: &Store, name: &str, dir: &Path) -> Result<Packed, FetchError> {
 }
 
 /// Hands over a file in pieces; its size.
-fn each(path: &Path, mut each: impl FnMut(&[u8]) -> Result<(), FetchError>) -> Result<u64, FetchError> {
+fn each(
+    path: &Path,
+    caller: &Caller,
+    mut each: impl FnMut(&[u8]) -> Result<(), FetchError>,
+) -> Result<u64, FetchError> {
     let io = || FetchError::io("read", path);
     let mut file = File::open(path).map_err(io())?;
     let (mut buffer, mut bytes) = (vec![0; BUFFER], 0);
     loop {
+        caller.check()?;
         match file.read(&mut buffer).map_err(io())? {
             0 => return Ok(bytes),
             read => each(&buffer[..read])?,
@@ -229,7 +242,18 @@ pub fn unbundle(
     path: &Path,
     names: &[String],
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<Vec<(String, Fetched)>, FetchError> {
+    attended(events, |caller| read(store, zoo, path, names, options, caller))
+}
+
+fn read(
+    store: &Store,
+    zoo: &Zoo,
+    path: &Path,
+    names: &[String],
+    options: &Options,
+    caller: &Caller,
 ) -> Result<Vec<(String, Fetched)>, FetchError> {
     let bad = |reason: String| FetchError::Bundle { path: path.display().to_string(), reason };
     let io = || FetchError::io("read", path);
@@ -256,9 +280,9 @@ pub fn unbundle(
             }
             (true, _) => None,
         };
-        let _lock = store.lock(&format!("model {}", model.name), options.stale_lock, events)?;
+        let _lock = store.lock(&format!("model {}", model.name), options.stale_lock, caller)?;
         let there = match manifest {
-            Some(manifest) => present(store, manifest)?,
+            Some(manifest) => present(store, manifest, caller)?,
             None => None,
         };
         if let Some(there) = there {
@@ -269,9 +293,9 @@ pub fn unbundle(
         let fresh = Fresh::new(store, &model.name);
         std::fs::create_dir(&fresh.0).map_err(FetchError::io("make", &fresh.0))?;
         for packed in &model.files {
-            extract(&mut file, path, model, packed, &fresh.0, needed, events)?;
+            extract(&mut file, path, model, packed, &fresh.0, needed, caller)?;
         }
-        done.push((model.name.clone(), adopt(store, manifest, &model.name, &fresh, options, events)?));
+        done.push((model.name.clone(), adopt(store, manifest, &model.name, &fresh, options, caller)?));
     }
     Ok(done)
 }
@@ -283,7 +307,7 @@ fn adopt(
     name: &str,
     fresh: &Fresh,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    caller: &Caller,
 ) -> Result<Fetched, FetchError> {
     let config = Canonical::open(&fresh.0)?.config().clone();
     let sha256 = config.provenance.source_sha256;
@@ -304,14 +328,12 @@ fn adopt(
             if all && !published.iter().filter(whole).any(|digest| digest.accepts_sha256(&sha256)) {
                 return Err(wrong(format!("it was made from sha256:{sha256}, which none of its sources is")));
             }
-            Some(place(store, manifest, fresh, options, events)?)
+            Some(place(store, manifest, fresh, options, caller)?)
         }
         None => {
-            store.replace_model(name, &fresh.0, options.chunk)?;
+            store.replace_model(name, &fresh.0, options.chunk, caller)?;
             register(&store.overlay(), name, &dir)?;
-            if let Err(error) = identify::remember(&store.fingerprints(), name, &dir) {
-                events(Event::Unremembered { reason: in_full(&error) });
-            }
+            remember(store, name, caller);
             None
         }
     };
@@ -415,7 +437,7 @@ fn extract(
     packed: &PackedFile,
     dir: &Path,
     total: u64,
-    events: &mut dyn FnMut(Event),
+    caller: &Caller,
 ) -> Result<(), FetchError> {
     let bad = |reason: String| FetchError::Bundle { path: path.display().to_string(), reason };
     listed(file, model, packed).map_err(bad)?;
@@ -432,7 +454,8 @@ fn extract(
         hash.update(&buffer[..read]);
         out.write_all(&buffer[..read]).map_err(FetchError::write(&target, left))?;
         left -= read as u64;
-        events(Event::Progress { have: file.stream_position().unwrap_or_default().min(total), total: Some(total) });
+        caller.progress(file.stream_position().unwrap_or_default().min(total), Some(total));
+        caller.check()?;
     }
     skip_padding(file, packed.bytes).map_err(bad)?;
     let computed = hex(&hash.finalize().into());

@@ -1,10 +1,12 @@
 //! What is in the store: listing it, reading it all again, repairing, cleaning up.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::caller::attended;
 use super::download::{Wanted, download};
 use super::http::Http;
 use super::pins::Pins;
@@ -75,22 +77,27 @@ pub fn ls(store: &Store) -> Result<Vec<Entry>, FetchError> {
 /// Reads every model and file again and compares it with its chunk hashes.
 ///
 /// # Errors
-/// [`FetchError::Io`] when something cannot be read at all.
-pub fn verify(store: &Store) -> Result<Vec<Health>, FetchError> {
-    let mut healths = Vec::new();
-    for entry in ls(store)? {
-        let damage = match entry.sort {
-            Sort::Model => store.verify_model(&entry.name)?.unwrap_or_else(|| vec!["no chunk hashes".to_owned()]),
-            Sort::Source => match store.verify_blob(&entry.name)? {
-                State::Whole => Vec::new(),
-                State::Missing => continue,
-                State::Damaged(leaves) => ranges(store, &entry.name, &leaves),
-            },
-            Sort::Partial | Sort::Leftover => continue,
-        };
-        healths.push(Health { entry, damage });
-    }
-    Ok(healths)
+/// [`FetchError::Io`] when something cannot be read at all, [`FetchError::Interrupted`] when `events` said stop.
+pub fn verify(store: &Store, events: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<Vec<Health>, FetchError> {
+    attended(events, |caller| {
+        let mut healths = Vec::new();
+        for entry in ls(store)? {
+            let damage = match entry.sort {
+                Sort::Model => {
+                    let damaged = store.verify_model(&entry.name, caller)?;
+                    damaged.unwrap_or_else(|| vec!["no chunk hashes".to_owned()])
+                }
+                Sort::Source => match store.verify_blob(&entry.name, caller)? {
+                    State::Whole => Vec::new(),
+                    State::Missing => continue,
+                    State::Damaged(leaves) => ranges(store, &entry.name, &leaves),
+                },
+                Sort::Partial | Sort::Leftover => continue,
+            };
+            healths.push(Health { entry, damage });
+        }
+        Ok(healths)
+    })
 }
 
 /// Fetches what is damaged of a source file, and only that, from where it can be had.
@@ -102,26 +109,28 @@ pub fn repair(
     zoo: &Zoo,
     sha256: &str,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Blob, FetchError> {
     let http = Http::new(options).map_err(|failure| match failure {
         Failure::Local(error) => error,
         _ => FetchError::Unrepairable { sha256: sha256.to_owned() },
     })?;
-    let mut last = FetchError::Unrepairable { sha256: sha256.to_owned() };
-    for address in addresses(store, zoo, sha256, options)? {
-        if options.offline {
-            return Err(FetchError::Offline { model: sha256.to_owned() });
+    attended(events, |caller| {
+        let mut last = FetchError::Unrepairable { sha256: sha256.to_owned() };
+        for address in addresses(store, zoo, sha256, options)? {
+            if options.offline {
+                return Err(FetchError::Offline { model: sha256.to_owned() });
+            }
+            caller.tell(Event::Source { address: super::address::shown(&address) });
+            let hashes = vec![Digest::Sha256(sha256.to_owned())];
+            let wanted = Wanted { address, hashes, bytes: None, pinned: None };
+            match download(store, &http, &wanted, 0, options, caller) {
+                Err(error) if !error.is_local() => last = error,
+                other => return other,
+            }
         }
-        events(Event::Source { address: super::address::shown(&address) });
-        let hashes = vec![Digest::Sha256(sha256.to_owned())];
-        let wanted = Wanted { address, hashes, bytes: None, pinned: None };
-        match download(store, &http, &wanted, 0, options, events) {
-            Err(error) if !error.is_local() => last = error,
-            other => return other,
-        }
-    }
-    Err(last)
+        Err(last)
+    })
 }
 
 /// Removes what can be made or fetched again: interrupted downloads, fetched files, leftovers. Models stay, and so does

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::board::{self, Hashes, Job};
+use super::caller::Caller;
 use super::http::{Http, Reply, Validator};
 use super::part::{Head, Part};
 use super::retry::{Failure, Patience};
@@ -69,11 +70,11 @@ impl Wanted {
 }
 
 /// What the first question to a server found.
-enum Probe {
+enum Probe<'a> {
     /// It does ranges.
     Ranged { total: u64, validator: Validator },
     /// It does not: this is the whole file.
-    Whole(Box<Reply>),
+    Whole(Box<Reply<'a>>),
 }
 
 /// Fetches `wanted` into the store. `beyond` bytes of disk are needed after it.
@@ -86,19 +87,19 @@ pub(super) fn download(
     wanted: &Wanted,
     beyond: u64,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    caller: &Caller,
 ) -> Result<Blob, FetchError> {
     let key = wanted.sha256().unwrap_or(&wanted.address);
-    let _lock = store.lock(key, options.stale_lock, events)?;
+    let _lock = store.lock(key, options.stale_lock, caller)?;
     if let Some(sha256) = wanted.sha256() {
-        match store.state(sha256)? {
-            State::Whole => return store.blob(sha256)?.ok_or_else(|| vanished(&store.blob_path(sha256))),
+        match store.state(sha256, caller)? {
+            State::Whole => return store.find(sha256, caller)?.ok_or_else(|| vanished(&store.blob_path(sha256))),
             // What is whole of it need not be fetched.
             State::Damaged(damage) => demote(store, sha256, &damage)?,
             State::Missing => {}
         }
     }
-    let mut download = Download { store, http, wanted, beyond, options, events };
+    let download = Download { store, http, wanted, beyond, options, caller };
     let mut restarts = 0;
     loop {
         let reason = match download.once(restarts > 0) {
@@ -112,7 +113,7 @@ pub(super) fn download(
         };
         restarts += 1;
         Part::remove(&store.part_path(key))?;
-        (download.events)(Event::Restart { reason });
+        caller.tell(Event::Restart { reason });
     }
 }
 
@@ -135,40 +136,43 @@ fn demote(store: &Store, sha256: &str, damage: &[usize]) -> Result<(), FetchErro
     Part::of_damaged(&part, head, leaves)
 }
 
+/// What came of the first question.
+enum Ranged {
+    /// Size and state of a file that comes in parts.
+    Yes(u64, Validator),
+    /// It came in one piece.
+    No(Blob),
+}
+
 struct Download<'a> {
     store: &'a Store,
     http: &'a Http<'a>,
     wanted: &'a Wanted,
     beyond: u64,
     options: &'a Options,
-    events: &'a mut dyn FnMut(Event),
+    caller: &'a Caller,
 }
 
-impl Download<'_> {
-    fn once(&mut self, fresh: bool) -> Result<Blob, Failure> {
-        let mut patience = Patience::new(self.options);
-        loop {
-            let result = match self.probe() {
-                Ok(Probe::Ranged { total, validator }) => return self.ranged(total, &validator, fresh),
-                Ok(Probe::Whole(reply)) => self.whole(*reply),
-                Err(failure) => Err(failure),
-            };
-            match result {
-                Err(Failure::Transient { reason, wait }) => {
-                    let pause = patience.failed(&reason, wait)?;
-                    (self.events)(Event::Retry { reason });
-                    std::thread::sleep(pause);
-                }
-                other => return other,
-            }
+impl<'a> Download<'a> {
+    fn once(&self, fresh: bool) -> Result<Blob, Failure> {
+        let ranged = Patience::new(self.options).repeating(self.caller, |_| match self.probe()? {
+            Probe::Ranged { total, validator } => Ok(Ranged::Yes(total, validator)),
+            Probe::Whole(reply) => self.whole(*reply).map(Ranged::No),
+        })?;
+        match ranged {
+            Ranged::Yes(total, validator) => self.ranged(total, &validator, fresh),
+            Ranged::No(blob) => Ok(blob),
         }
     }
 
-    fn probe(&self) -> Result<Probe, Failure> {
-        let address = &self.wanted.address;
-        let reply = match self.http.get(address, Some((0, 0)), None) {
+    fn get(&self, range: Option<(u64, u64)>) -> Result<Reply<'a>, Failure> {
+        self.http.get(&self.wanted.address, range, None, self.caller)
+    }
+
+    fn probe(&self) -> Result<Probe<'a>, Failure> {
+        let reply = match self.get(Some((0, 0))) {
             // No first byte: some servers refuse ranges this way, others have an empty file. The whole will tell.
-            Err(Failure::Changed(_)) => self.http.get(address, None, None).map_err(|failure| match failure {
+            Err(Failure::Changed(_)) => self.get(None).map_err(|failure| match failure {
                 Failure::Changed(reason) => Failure::Refused(reason),
                 other => other,
             })?,
@@ -180,9 +184,9 @@ impl Download<'_> {
                 if reply.validator.is_some() || self.wanted.sha256().is_some() {
                     return Ok(Probe::Ranged { total, validator: reply.validator });
                 }
-                Ok(Probe::Whole(Box::new(self.http.get(address, None, None)?)))
+                Ok(Probe::Whole(Box::new(self.get(None)?)))
             }
-            Some(_) => Ok(Probe::Whole(Box::new(self.http.get(address, None, None)?))),
+            Some(_) => Ok(Probe::Whole(Box::new(self.get(None)?))),
             None => Ok(Probe::Whole(Box::new(reply))),
         }
     }
@@ -210,7 +214,7 @@ impl Download<'_> {
         self.store.admit(needed, self.options).map_err(Failure::Local)
     }
 
-    fn ranged(&mut self, total: u64, validator: &Validator, fresh: bool) -> Result<Blob, Failure> {
+    fn ranged(&self, total: u64, validator: &Validator, fresh: bool) -> Result<Blob, Failure> {
         self.admit(Some(total), None)?;
         let known = self.wanted.sha256();
         let key = known.unwrap_or(&self.wanted.address);
@@ -223,11 +227,11 @@ impl Download<'_> {
             modified: validator.modified.clone().filter(|_| known.is_none()),
             boot: None,
         };
-        let mut part = Part::open(&path, head).map_err(Failure::Local)?;
+        let mut part = Part::open(&path, head, self.caller).map_err(Failure::Local)?;
         let resumed = part.have();
         self.admit(None, Some(total - resumed))?;
         if resumed > 0 {
-            (self.events)(Event::Resumed { have: resumed, total });
+            self.caller.tell(Event::Resumed { have: resumed, total });
         }
         let job = Job {
             http: self.http,
@@ -236,7 +240,7 @@ impl Download<'_> {
             validator,
             md5: self.wanted.needs_md5(),
         };
-        let hashes = board::download(&job, &mut part, self.events)?;
+        let hashes = board::download(&job, &mut part, self.caller)?;
         if let Err(error) = self.wanted.check(&address::shown(&self.wanted.address), &hashes, total) {
             Part::remove(&path).map_err(Failure::Local)?;
             // Only bytes this very run did not fetch are worth a second try.
@@ -252,7 +256,7 @@ impl Download<'_> {
         Ok(blob)
     }
 
-    fn whole(&mut self, reply: Reply) -> Result<Blob, Failure> {
+    fn whole(&self, reply: Reply<'_>) -> Result<Blob, Failure> {
         let known = self.wanted.bytes.is_some() || !self.wanted.hashes.is_empty() || self.wanted.pinned.is_some();
         if !reply.delimited && !known {
             let reason = "the server does not say how long the file is, and neither size nor hash is published";
@@ -270,7 +274,7 @@ impl Download<'_> {
         Part::remove(&path).map_err(Failure::Local)?;
         let limits = Limits { published: self.wanted.bytes, most: self.wanted.bytes.unwrap_or(self.options.max_bytes) };
         let md5 = self.wanted.needs_md5();
-        let received = stream::receive(reply, &path, limits, md5, self.options, self.events);
+        let received = stream::receive(reply, &path, limits, md5, self.options, self.caller);
         let checked = received.and_then(|(hashes, bytes)| {
             self.wanted.check(&address::shown(&self.wanted.address), &hashes, bytes).map_err(Failure::Local)?;
             Ok((hashes, bytes))
@@ -284,9 +288,9 @@ impl Download<'_> {
         }
     }
 
-    fn adopt(&mut self, path: &Path, hashes: &Hashes, chunk: u64, bytes: u64) -> Result<Blob, Failure> {
+    fn adopt(&self, path: &Path, hashes: &Hashes, chunk: u64, bytes: u64) -> Result<Blob, Failure> {
         let blob = self.store.adopt(path, &hashes.sha256, chunk, &hashes.leaves).map_err(Failure::Local)?;
-        (self.events)(Event::Verified { sha256: hashes.sha256.clone(), bytes });
+        self.caller.tell(Event::Verified { sha256: hashes.sha256.clone(), bytes });
         Ok(blob)
     }
 }

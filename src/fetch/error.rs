@@ -15,6 +15,8 @@ pub enum Kind {
     Verification,
     /// No source gave the file.
     Network,
+    /// The caller said stop.
+    Interrupted,
 }
 
 /// Why a fetch ended without its model.
@@ -177,12 +179,27 @@ pub enum FetchError {
         /// The file.
         sha256: String,
     },
+    /// The caller said stop. Nothing was left half-written.
+    #[error("interrupted; {}", if *.resumes { "the next fetch goes on from here" } else { "nothing was left half-written" })]
+    Interrupted {
+        /// Whether what was fetched is kept, and the next fetch goes on from there.
+        resumes: bool,
+    },
     /// The checkpoint could not be converted.
     #[error(transparent)]
-    Convert(#[from] crate::convert::ConvertError),
+    Convert(crate::convert::ConvertError),
     /// A model in the store is not in the common format.
     #[error(transparent)]
     Model(#[from] crate::model::CanonicalError),
+}
+
+impl From<crate::convert::ConvertError> for FetchError {
+    fn from(error: crate::convert::ConvertError) -> Self {
+        match error {
+            crate::convert::ConvertError::Interrupted => Self::Interrupted { resumes: false },
+            error => Self::Convert(error),
+        }
+    }
 }
 
 impl FetchError {
@@ -216,6 +233,7 @@ impl FetchError {
             | Self::Bundle { .. }
             | Self::Structure { .. }
             | Self::Foreign { .. } => Kind::Verification,
+            Self::Interrupted { .. } => Kind::Interrupted,
             _ => Kind::Refused,
         }
     }
@@ -257,14 +275,29 @@ impl FetchError {
             Self::Zoo(error) => return error.hint(),
             Self::Convert(error) => return error.hint(),
             Self::Model(error) => return error.hint(),
-            Self::Io { .. } | Self::Listed { .. } | Self::Source { .. } | Self::Structure { .. } => return None,
+            Self::Io { .. }
+            | Self::Listed { .. }
+            | Self::Source { .. }
+            | Self::Structure { .. }
+            | Self::Interrupted { .. } => return None,
         })
     }
 
     /// Whether trying another source is pointless.
     pub(super) fn is_local(&self) -> bool {
         use crate::convert::ConvertError;
-        matches!(self, Self::Io { .. } | Self::NoSpace { .. } | Self::Convert(ConvertError::Io { .. }))
+        matches!(
+            self,
+            Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. } | Self::Convert(ConvertError::Io { .. })
+        )
+    }
+
+    /// The same, where what was fetched is kept and found again.
+    pub(super) fn resuming(self) -> Self {
+        match self {
+            Self::Interrupted { .. } => Self::Interrupted { resumes: true },
+            error => error,
+        }
     }
 }
 

@@ -4,13 +4,14 @@ use std::io::Read;
 use std::sync::Once;
 use std::time::Duration;
 
-use reqwest::blocking::{Client, Response};
+use bytes::{Buf as _, Bytes};
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, IF_RANGE,
     LAST_MODIFIED, RANGE, RETRY_AFTER, TRANSFER_ENCODING,
 };
-use reqwest::{StatusCode, Url, redirect};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
 
+use super::caller::{Caller, TICK};
 use super::retry::Failure;
 use super::{Options, address};
 use crate::zoo::Source;
@@ -22,10 +23,73 @@ pub(super) struct Http<'a> {
     options: &'a Options,
     world: Client,
     local: Client,
+    network: Network,
+}
+
+/// The thread that connections live on. Whoever waits for one looks at the caller's wish meanwhile, and what nobody waits
+/// for any more is dropped, however silent the server.
+struct Network {
+    handle: tokio::runtime::Handle,
+    /// The thread ends when this is dropped.
+    _open: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Network {
+    fn start() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (open, closed) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new().name("network".to_owned()).spawn(move || {
+            // An error is the end that is waited for: nothing is ever sent.
+            let _ = runtime.block_on(closed);
+            // A name that is still being looked up must hold nobody back.
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { handle, _open: open })
+    }
+
+    /// Waits for `future`, as long as the caller goes along.
+    fn wait<T>(&self, caller: &Caller, future: impl Future<Output = T>) -> Result<T, Failure> {
+        self.handle.block_on(async {
+            let mut future = std::pin::pin!(future);
+            loop {
+                caller.check().map_err(Failure::Local)?;
+                if let Ok(done) = tokio::time::timeout(TICK, future.as_mut()).await {
+                    return Ok(done);
+                }
+            }
+        })
+    }
+}
+
+/// The body of an answer, as it comes.
+pub(super) struct Body<'a> {
+    network: &'a Network,
+    caller: &'a Caller,
+    response: Response,
+    /// What has come and was not read yet.
+    left: Bytes,
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.left.is_empty() {
+            match self.network.wait(self.caller, self.response.chunk()) {
+                Ok(Ok(Some(bytes))) => self.left = bytes,
+                Ok(Ok(None)) => return Ok(0),
+                Ok(Err(error)) => return Err(std::io::Error::other(describe(error))),
+                // Whoever reads asks the caller and learns why.
+                Err(_) => return Err(std::io::Error::other("interrupted")),
+            }
+        }
+        let read = self.left.len().min(buffer.len());
+        self.left.copy_to_slice(&mut buffer[..read]);
+        Ok(read)
+    }
 }
 
 /// An answer that carries a body.
-pub(super) struct Reply {
+pub(super) struct Reply<'a> {
     /// First and last byte, and size of the whole: the `Content-Range` of a 206.
     pub range: Option<(u64, u64, u64)>,
     /// `Content-Length`, when the body is not encoded.
@@ -36,8 +100,8 @@ pub(super) struct Reply {
     pub validator: Validator,
     /// `Content-Encoding`, when there is one.
     pub encoding: Option<String>,
-    /// The body as it comes.
-    pub body: Response,
+    /// The body.
+    pub body: Body<'a>,
 }
 
 /// What a server says to tell one state of a file from another.
@@ -80,7 +144,7 @@ impl<'a> Http<'a> {
                 .user_agent(concat!("tec-zoo/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(options.connect_timeout)
                 // For each read, not for the whole.
-                .timeout(options.stall)
+                .read_timeout(options.stall)
                 .redirect(redirect::Policy::custom(move |attempt| {
                     if attempt.previous().len() > MAX_REDIRECTS {
                         return attempt.error(format!("redirected more than {MAX_REDIRECTS} times"));
@@ -94,21 +158,23 @@ impl<'a> Http<'a> {
                     attempt.follow()
                 }))
         };
-        let failed = |error: reqwest::Error| Failure::Refused(format!("cannot set up the client: {}", describe(error)));
+        let failed = |why: String| Failure::Refused(format!("cannot set up the client: {why}"));
         Ok(Self {
             options,
-            world: builder().build().map_err(failed)?,
-            local: builder().no_proxy().build().map_err(failed)?,
+            world: builder().build().map_err(|error| failed(describe(error)))?,
+            local: builder().no_proxy().build().map_err(|error| failed(describe(error)))?,
+            network: Network::start().map_err(|error| failed(error.to_string()))?,
         })
     }
 
     /// Asks for `range` (first byte, last byte) of `target`, or for all of it.
-    pub(super) fn get(
-        &self,
+    pub(super) fn get<'b>(
+        &'b self,
         target: &str,
         range: Option<(u64, u64)>,
         validator: Option<&Validator>,
-    ) -> Result<Reply, Failure> {
+        caller: &'b Caller,
+    ) -> Result<Reply<'b>, Failure> {
         let url = Url::parse(target).map_err(|error| Failure::Refused(format!("not an address: {error}")))?;
         if !address::is_secure(&url, self.options.allow_http) {
             return Err(Failure::Refused("only https is accepted from other machines".into()));
@@ -130,14 +196,14 @@ impl<'a> Http<'a> {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        let response = request.send().map_err(|error| {
+        let response = self.network.wait(caller, request.send())?.map_err(|error| {
             // None of these is better a moment later.
             match error.is_redirect() || error.is_builder() || is_untrusted(&error) {
                 true => Failure::Refused(describe(error)),
                 false => Failure::transient(describe(error)),
             }
         })?;
-        read(response)
+        read(response, &self.network, caller)
     }
 
     fn is_hub(&self, url: &Url) -> bool {
@@ -146,7 +212,7 @@ impl<'a> Http<'a> {
     }
 }
 
-fn read(response: Response) -> Result<Reply, Failure> {
+fn read<'a>(response: Response, network: &'a Network, caller: &'a Caller) -> Result<Reply<'a>, Failure> {
     let headers = response.headers();
     match response.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
@@ -185,7 +251,7 @@ fn read(response: Response) -> Result<Reply, Failure> {
         delimited: chunked || response.content_length().is_some(),
         validator: Validator { etag: text(headers, &ETAG), modified: text(headers, &LAST_MODIFIED) },
         encoding,
-        body: response,
+        body: Body { network, caller, response, left: Bytes::new() },
     })
 }
 
@@ -240,15 +306,14 @@ fn describe(error: reqwest::Error) -> String {
 }
 
 /// Reads from a body until `buffer` holds something; an end is `Ok(0)`.
-pub(super) fn read_some(body: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, Failure> {
+pub(super) fn read_some(body: &mut dyn Read, buffer: &mut [u8], caller: &Caller) -> Result<usize, Failure> {
     loop {
         match body.read(buffer) {
             Ok(read) => return Ok(read),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {
-                // What reqwest reports as I/O error hides the reason one level down.
-                let cause = error.get_ref().and_then(std::error::Error::source).map(|cause| format!(": {cause}"));
-                return Err(Failure::transient(format!("{error}{}", cause.unwrap_or_default())));
+                caller.check().map_err(Failure::Local)?;
+                return Err(Failure::transient(error.to_string()));
             }
         }
     }

@@ -5,7 +5,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::board::{Hasher, Hashes};
-use super::{FetchError, Options};
+use super::caller::Caller;
+use super::{Event, FetchError, Options};
 use crate::zoo::{Digest, Manifest, Source};
 
 /// Where to take a model's file from, in place of its sources.
@@ -30,9 +31,11 @@ pub(super) fn elsewhere(source: &Source, options: &Options) -> Vec<PathBuf> {
 }
 
 /// Reads `path`: its hashes (without leaves) and size.
-pub(super) fn hash_file(path: &Path) -> Result<(Hashes, u64), FetchError> {
+pub(super) fn hash_file(path: &Path, caller: &Caller) -> Result<(Hashes, u64), FetchError> {
     let io = || FetchError::io("read", path);
     let mut file = File::open(path).map_err(io())?;
+    let total = file.metadata().map_err(io())?.len();
+    caller.tell(Event::Reading { path: path.display().to_string() });
     let (mut hasher, mut bytes, mut buffer) = (Hasher::new(true), 0, vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer).map_err(io())? {
@@ -40,6 +43,8 @@ pub(super) fn hash_file(path: &Path) -> Result<(Hashes, u64), FetchError> {
             read => {
                 hasher.update(&buffer[..read]);
                 bytes += read as u64;
+                caller.progress(bytes, Some(total));
+                caller.check()?;
             }
         }
     }

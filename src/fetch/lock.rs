@@ -1,7 +1,8 @@
 //! Lock files that work on network file systems: made with create-new, kept alive by a heartbeat.
 //!
 //! No flock (broken or absent on many clusters) and no clock comparison between machines: a waiter watches, with its
-//! own clock, whether the heartbeat moves. A lock whose process has died on this machine is broken at once.
+//! own clock, whether the heartbeat moves. A lock whose process has died on this machine is broken at once. Whoever waits
+//! is told for whom, and may stop waiting.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
@@ -12,6 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::boot::{self, Process};
+use super::caller::Caller;
+use super::{Event, FetchError};
 
 const POLL: Duration = Duration::from_millis(40);
 /// A lock file is one short line; whatever is longer is none of ours.
@@ -36,7 +39,13 @@ struct Content {
 
 impl Content {
     fn read(path: &Path) -> io::Result<Option<Self>> {
-        if std::fs::metadata(path)?.len() > MAX_LOCK_BYTES {
+        let metadata = std::fs::symlink_metadata(path)?;
+        if !metadata.is_file() {
+            // A link to nothing can be neither made nor read, a pipe would be read for ever: nobody's work to wait for.
+            let sort = if metadata.is_symlink() { "a symbolic link" } else { "no file" };
+            return Err(io::Error::other(format!("it is {sort}, and no lock of this program; remove it")));
+        }
+        if metadata.len() > MAX_LOCK_BYTES {
             return Ok(None);
         }
         let text = std::fs::read_to_string(path)?;
@@ -64,8 +73,9 @@ impl Content {
 }
 
 impl Lock {
-    /// Waits for the lock at `path`. `waiting` hears who holds it, each time that changes.
-    pub(super) fn acquire(path: &Path, stale: Duration, waiting: &mut dyn FnMut(String)) -> io::Result<Self> {
+    /// Waits for the lock at `path`; the caller hears who holds it, each time that changes.
+    pub(super) fn acquire(path: &Path, stale: Duration, caller: &Caller) -> Result<Self, FetchError> {
+        let io = || FetchError::io("lock", path);
         let nonce = nonce();
         let content = Content { nonce: nonce.clone(), beat: 0, process: boot::process() };
         let mut seen: Option<(Option<Content>, Instant)> = None;
@@ -73,16 +83,20 @@ impl Lock {
         loop {
             match OpenOptions::new().write(true).create_new(true).open(path) {
                 Ok(mut file) => {
-                    file.write_all(content.line().as_bytes())?;
+                    file.write_all(content.line().as_bytes()).map_err(io())?;
                     return Ok(Self::keep(path, content, stale / 4));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(io()(error)),
             }
             let now = match Content::read(path) {
                 Ok(now) => now,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
+                // Released a moment ago.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    caller.sleep(POLL)?;
+                    continue;
+                }
+                Err(error) => return Err(io()(error)),
             };
             let process = now.as_ref().and_then(|content| content.process.clone());
             let unmoved = match &seen {
@@ -93,17 +107,17 @@ impl Lock {
                 }
             };
             if unmoved > stale || process.as_ref().is_some_and(Process::is_dead) {
-                break_lock(path, now.as_ref(), &nonce)?;
+                break_lock(path, now.as_ref(), &nonce).map_err(io())?;
                 seen = None;
                 continue;
             }
             let holder = now.map(|content| content.nonce);
             if told != holder {
                 let who = process.map_or_else(|| "another process".to_owned(), |p| format!("process {}", p.pid));
-                waiting(who);
+                caller.tell(Event::Waiting { holder: who });
                 told = holder;
             }
-            std::thread::sleep(POLL);
+            caller.sleep(POLL)?;
         }
     }
 
@@ -115,7 +129,9 @@ impl Lock {
             std::thread::spawn(move || {
                 loop {
                     let guard = done.0.lock().unwrap_or_else(PoisonError::into_inner);
-                    let (guard, _) = done.1.wait_timeout(guard, every).unwrap_or_else(PoisonError::into_inner);
+                    // Looks before it waits: a lock released at once has told so before anybody listened.
+                    let (guard, _) =
+                        done.1.wait_timeout_while(guard, every, |done| !*done).unwrap_or_else(PoisonError::into_inner);
                     if *guard {
                         return;
                     }

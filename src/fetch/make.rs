@@ -1,10 +1,10 @@
 //! A checkpoint into a model of the store: converted, checked, and only then given the model's name.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use super::caller::Caller;
 use super::lock::nonce;
 use super::options::Checked;
 use super::tree::hex;
@@ -67,10 +67,10 @@ impl Recipe<'_> {
         &self,
         checkpoint: &Checkpoint,
         origin: Origin<'_>,
-        events: &mut dyn FnMut(Event),
+        caller: &Caller,
     ) -> Result<Made, FetchError> {
         let Self { store, manifest, source, options, pinned } = *self;
-        events(Event::Converting);
+        caller.tell(Event::Converting);
         let plan = Plan::new(checkpoint, &self.request())?;
         let address = source.address(options.hub.as_deref());
         let wrong =
@@ -78,7 +78,7 @@ impl Recipe<'_> {
         same_architecture(plan.vit(), &manifest.vit).map_err(wrong)?;
         let fresh = Fresh::new(store, &manifest.name);
         let mut made =
-            plan.apply(checkpoint, &source.file_name(), &fresh.0, false, &mut |_| ControlFlow::Continue(()))?;
+            plan.apply(checkpoint, &source.file_name(), &fresh.0, false, &mut |progress| caller.converting(progress))?;
         match origin {
             // Hashed once more while it was read: what was converted is what was verified.
             Origin::Whole(sha256) if made.config.provenance.source_sha256 != sha256 => {
@@ -92,7 +92,7 @@ impl Recipe<'_> {
         std::fs::write(&path, config_text(&config, true)).map_err(FetchError::io("write", &path))?;
         let tensors = match (origin, pinned) {
             (Origin::Whole(_), None) => None,
-            _ => Some(tensors(&fresh.0)?),
+            _ => Some(tensors(&fresh.0, caller)?),
         };
         if let (Some((pinned, pins)), Some(tensors)) = (pinned, &tensors)
             && pinned != tensors
@@ -104,7 +104,7 @@ impl Recipe<'_> {
                 pins: pins.to_owned(),
             });
         }
-        let checked = self::place(store, manifest, &fresh, options, events)?;
+        let checked = self::place(store, manifest, &fresh, options, caller)?;
         Ok(Made { dir: store.model_dir(&manifest.name), checked, tensors })
     }
 }
@@ -131,7 +131,7 @@ pub(super) fn place(
     manifest: &Manifest,
     fresh: &Fresh,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    caller: &Caller,
 ) -> Result<Checked, FetchError> {
     let golden = store.overlay().join(format!("{}.golden.safetensors", manifest.name));
     let kept = fresh.0.join(ModelFile::Golden.name());
@@ -140,13 +140,24 @@ pub(super) fn place(
     }
     let structure = structure(&fresh.0, manifest)?;
     let checked = if kept.is_file() { replayed(&fresh.0, manifest, &kept, structure)? } else { structure };
-    events(Event::Checked { how: checked.clone() });
-    store.replace_model(&manifest.name, &fresh.0, options.chunk)?;
-    // Made again by whoever asks, should it be missing.
-    if let Err(error) = identify::remember(&store.fingerprints(), &manifest.name, &store.model_dir(&manifest.name)) {
-        events(Event::Unremembered { reason: in_full(&error) });
-    }
+    caller.check()?;
+    caller.tell(Event::Checked { how: checked.clone() });
+    store.replace_model(&manifest.name, &fresh.0, options.chunk, caller)?;
+    remember(store, &manifest.name, caller);
     Ok(checked)
+}
+
+/// Keeps the fingerprint of a model of the store. It is made again by whoever asks, should it be missing, so a caller who
+/// said stop does not wait for it.
+pub(super) fn remember(store: &Store, name: &str, caller: &Caller) {
+    let mut watch = |progress: identify::Progress| {
+        caller.progress(progress.done, Some(progress.total));
+        caller.flow()
+    };
+    match identify::remember(&store.fingerprints(), name, &store.model_dir(name), &mut watch) {
+        Ok(()) | Err(identify::IdentifyError::Interrupted) => {}
+        Err(error) => caller.tell(Event::Unremembered { reason: in_full(&error) }),
+    }
 }
 
 /// What can be said without a record: the tensors are exactly as many, with as many values, as the architecture has.
@@ -198,7 +209,7 @@ fn replayed(_: &Path, _: &Manifest, _: &Path, structure: Checked) -> Result<Chec
 }
 
 /// sha256 over name, type, shape and bytes of every tensor of a model directory, each preceded by its length.
-fn tensors(dir: &Path) -> Result<String, FetchError> {
+fn tensors(dir: &Path, caller: &Caller) -> Result<String, FetchError> {
     let mut hash = Sha256::new();
     for file in [ModelFile::Model, ModelFile::Adapters, ModelFile::Neck, ModelFile::Decoder] {
         let path = dir.join(file.name());
@@ -210,7 +221,10 @@ fn tensors(dir: &Path) -> Result<String, FetchError> {
             let head = format!("{} {name} {} {:?}", file.name(), tensor.dtype, tensor.shape);
             for part in [head.as_bytes(), tensor.bytes] {
                 hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part);
+                for piece in part.chunks(1 << 20) {
+                    caller.check()?;
+                    hash.update(piece);
+                }
             }
         }
     }

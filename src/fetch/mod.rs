@@ -10,6 +10,9 @@
 //! What a server says is not believed: lengths, ranges and names are checked, sizes are bounded, no name from a server
 //! becomes a path, a redirect never leaves https, and a token goes to its own host only.
 //!
+//! Every long function hears one thing, `&mut dyn FnMut(`[`Event`]`) -> ControlFlow<()>`: it is called many times a second
+//! on the thread that called, and [`ControlFlow::Break`](std::ops::ControlFlow::Break) ends the work within a moment.
+//!
 //! Locks only save work: two processes that both believe they hold one write the same bytes to the same places, and
 //! what enters the store is decided by the hash.
 
@@ -18,6 +21,7 @@ mod board;
 mod boot;
 mod bundle;
 pub mod cache;
+mod caller;
 mod download;
 mod error;
 mod http;

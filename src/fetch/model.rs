@@ -1,7 +1,9 @@
 //! One model of the catalogue into the store, in the common format.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use super::caller::{Caller, attended};
 use super::download::{Wanted, download};
 use super::http::Http;
 use super::import::{Origin, elsewhere, hash_file, recognise};
@@ -42,16 +44,18 @@ pub struct Fetched {
 /// (`<overlay>/<name>.golden.safetensors`); without one, the tensors are counted against the architecture.
 ///
 /// # Errors
-/// [`FetchError`] names every source with what was wrong with it. Nothing wrong is ever left under the model's name.
+/// [`FetchError`] names every source with what was wrong with it; [`FetchError::Interrupted`] when `events` answered with
+/// [`ControlFlow::Break`]. Nothing wrong, and nothing half-written, is ever left under the model's name.
 ///
 /// ```no_run
+/// use std::ops::ControlFlow;
 /// use std::path::Path;
 /// use tec_zoo::fetch::{Options, Store, fetch};
 /// use tec_zoo::zoo::Zoo;
 ///
 /// let zoo = Zoo::embedded()?;
 /// let store = Store::open(Path::new("cache"))?;
-/// let fetched = fetch(&store, zoo.get("ibot-vitb")?, &Options::default(), &mut |_| {})?;
+/// let fetched = fetch(&store, zoo.get("ibot-vitb")?, &Options::default(), &mut |_| ControlFlow::Continue(()))?;
 /// println!("{}", fetched.dir.display());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -59,14 +63,18 @@ pub fn fetch(
     store: &Store,
     manifest: &Manifest,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Fetched, FetchError> {
-    if let Some(there) = present(store, manifest)? {
+    attended(events, |caller| from_sources(store, manifest, options, caller))
+}
+
+fn from_sources(store: &Store, manifest: &Manifest, options: &Options, caller: &Caller) -> Result<Fetched, FetchError> {
+    if let Some(there) = present(store, manifest, caller)? {
         return Ok(there);
     }
-    let _lock = store.lock(&format!("model {}", manifest.name), options.stale_lock, events)?;
+    let _lock = store.lock(&format!("model {}", manifest.name), options.stale_lock, caller)?;
     // Another process may have been faster.
-    if let Some(there) = present(store, manifest)? {
+    if let Some(there) = present(store, manifest, caller)? {
         return Ok(there);
     }
     let pins_path = store.pins_path(&manifest.name);
@@ -75,13 +83,14 @@ pub fn fetch(
     // A file that is there already needs no network.
     for (wanted, source) in &candidates {
         if let Some(sha256) = wanted.sha256()
-            && let Some(blob) = store.blob(sha256)?
+            && let Some(blob) = store.find(sha256, caller)?
         {
             let recipe = Recipe { store, manifest, source, options, pinned: None };
-            return finish(&recipe, &blob, events).map(|made| fetched(made, &blob, None));
+            let made = finish(&recipe, &blob, caller).map_err(FetchError::resuming)?;
+            return Ok(fetched(made, &blob, None));
         }
     }
-    if let Some(there) = from_elsewhere(store, manifest, &candidates, options, events) {
+    if let Some(there) = from_elsewhere(store, manifest, &candidates, options, caller)? {
         return Ok(there);
     }
     if options.offline {
@@ -91,11 +100,11 @@ pub fn fetch(
     let mut failures = Vec::new();
     let pins_shown = pins_path.display().to_string();
     for (wanted, source) in &candidates {
-        events(Event::Source { address: address::shown(&wanted.address) });
+        caller.tell(Event::Source { address: address::shown(&wanted.address) });
         let tensors = pins.tensors(&wanted.address).map(str::to_owned);
         let pinned = tensors.as_deref().map(|tensors| (tensors, pins_shown.as_str()));
         let recipe = Recipe { store, manifest, source, options, pinned };
-        let result = match partial::read(&recipe, wanted, events) {
+        let result = match partial::read(&recipe, wanted, caller) {
             Ok(Some(Reading { made, fetched, total })) => {
                 pins.add(&pins_path, &wanted.address, None, made.tensors.as_deref(), total)?;
                 Ok(Fetched {
@@ -107,8 +116,17 @@ pub fn fetch(
                     in_part: Some((fetched, total)),
                 })
             }
-            Ok(None) => download(store, &http, wanted, manifest.parameters() * 4, options, events).and_then(|blob| {
-                let made = finish(&recipe, &blob, events)?;
+            Ok(None) => download(store, &http, wanted, manifest.parameters() * 4, options, caller).and_then(|blob| {
+                let made = finish(&recipe, &blob, caller).map_err(|error| match wanted.sha256() {
+                    Some(_) => error.resuming(),
+                    None => {
+                        // Nothing would find a file again that nobody knows the hash of.
+                        if matches!(error, FetchError::Interrupted { .. }) {
+                            store.discard(&blob.sha256);
+                        }
+                        error
+                    }
+                })?;
                 if !wanted.hashes.iter().any(|digest| matches!(digest, Digest::Sha256(_))) {
                     pins.add(&pins_path, &wanted.address, Some(&blob.sha256), None, blob.bytes)?;
                 }
@@ -119,7 +137,7 @@ pub fn fetch(
         match result {
             Err(error) if !error.is_local() => {
                 let reason = in_full(&error);
-                events(Event::Failed { address: address::shown(&wanted.address), reason });
+                caller.tell(Event::Failed { address: address::shown(&wanted.address), reason });
                 failures.push(error);
             }
             other => return other,
@@ -135,8 +153,8 @@ fn from_elsewhere(
     manifest: &Manifest,
     candidates: &[(Wanted, &Source)],
     options: &Options,
-    events: &mut dyn FnMut(Event),
-) -> Option<Fetched> {
+    caller: &Caller,
+) -> Result<Option<Fetched>, FetchError> {
     for (wanted, source) in candidates {
         if wanted.hashes.is_empty() && wanted.pinned.is_none() {
             continue;
@@ -146,19 +164,22 @@ fn from_elsewhere(
             if !wanted.bytes.is_none_or(sized) {
                 continue;
             }
-            let Ok((hashes, bytes)) = hash_file(&path) else { continue };
+            let read = hash_file(&path, caller);
+            caller.check()?;
+            let Ok((hashes, bytes)) = read else { continue };
             if wanted.check("", &hashes, bytes).is_err() {
                 continue;
             }
-            events(Event::Source { address: path.display().to_string() });
+            caller.tell(Event::Source { address: path.display().to_string() });
             let blob = Blob { sha256: hashes.sha256, path, bytes };
             let recipe = Recipe { store, manifest, source, options, pinned: None };
-            if let Ok(made) = convert(&recipe, &blob, events) {
-                return Some(fetched(made, &blob, None));
+            match convert(&recipe, &blob, caller) {
+                Ok(made) => return Ok(Some(fetched(made, &blob, None))),
+                Err(_) => caller.check()?,
             }
         }
     }
-    None
+    Ok(None)
 }
 
 /// Like [`fetch`], from a file or an address the caller names; it must be one of the model's files.
@@ -170,23 +191,33 @@ pub fn fetch_from(
     manifest: &Manifest,
     origin: &Origin,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Fetched, FetchError> {
-    if let Some(there) = present(store, manifest)? {
+    attended(events, |caller| from_origin(store, manifest, origin, options, caller))
+}
+
+fn from_origin(
+    store: &Store,
+    manifest: &Manifest,
+    origin: &Origin,
+    options: &Options,
+    caller: &Caller,
+) -> Result<Fetched, FetchError> {
+    if let Some(there) = present(store, manifest, caller)? {
         return Ok(there);
     }
-    let _lock = store.lock(&format!("model {}", manifest.name), options.stale_lock, events)?;
+    let _lock = store.lock(&format!("model {}", manifest.name), options.stale_lock, caller)?;
     // Another process may have been faster.
-    if let Some(there) = present(store, manifest)? {
+    if let Some(there) = present(store, manifest, caller)? {
         return Ok(there);
     }
     match origin {
         Origin::File(path) => {
-            let (hashes, bytes) = hash_file(path)?;
+            let (hashes, bytes) = hash_file(path, caller)?;
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let source = recognise(manifest, &path.display().to_string(), name, &hashes, bytes)?;
             let blob = Blob { sha256: hashes.sha256, path: path.clone(), bytes };
-            let made = convert(&Recipe { store, manifest, source, options, pinned: None }, &blob, events)?;
+            let made = convert(&Recipe { store, manifest, source, options, pinned: None }, &blob, caller)?;
             Ok(fetched(made, &blob, None))
         }
         Origin::Url(url) => {
@@ -194,14 +225,14 @@ pub fn fetch_from(
                 return Err(FetchError::Offline { model: manifest.name.clone() });
             }
             let http = client(options)?;
-            events(Event::Source { address: address::shown(url) });
+            caller.tell(Event::Source { address: address::shown(url) });
             let wanted = Wanted { address: url.clone(), hashes: Vec::new(), bytes: None, pinned: None };
-            let blob = download(store, &http, &wanted, manifest.parameters() * 4, options, events)?;
-            let (hashes, bytes) = hash_file(&blob.path)?;
+            let blob = download(store, &http, &wanted, manifest.parameters() * 4, options, caller)?;
+            let (hashes, bytes) = hash_file(&blob.path, caller)?;
             let shown = address::shown(url);
             let name = shown.rsplit('/').next().unwrap_or_default();
             let made = recognise(manifest, &shown, name, &hashes, bytes)
-                .and_then(|source| finish(&Recipe { store, manifest, source, options, pinned: None }, &blob, events))
+                .and_then(|source| finish(&Recipe { store, manifest, source, options, pinned: None }, &blob, caller))
                 .inspect_err(|_| store.discard(&blob.sha256))?;
             Ok(fetched(made, &blob, Some(url)))
         }
@@ -218,18 +249,20 @@ pub fn fetch_file(
     hashes: &[Digest],
     bytes: Option<u64>,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Blob, FetchError> {
     let wanted = Wanted { address: address.to_owned(), hashes: hashes.to_vec(), bytes, pinned: None };
-    if let Some(sha256) = wanted.sha256()
-        && let Some(blob) = store.blob(sha256)?
-    {
-        return Ok(blob);
-    }
-    if options.offline {
-        return Err(FetchError::Offline { model: address::shown(address) });
-    }
-    download(store, &client(options)?, &wanted, 0, options, events)
+    attended(events, |caller| {
+        if let Some(sha256) = wanted.sha256()
+            && let Some(blob) = store.find(sha256, caller)?
+        {
+            return Ok(blob);
+        }
+        if options.offline {
+            return Err(FetchError::Offline { model: address::shown(address) });
+        }
+        download(store, &client(options)?, &wanted, 0, options, caller)
+    })
 }
 
 fn client(options: &Options) -> Result<Http<'_>, FetchError> {
@@ -253,7 +286,7 @@ fn fetched(made: Made, blob: &Blob, address: Option<&str>) -> Fetched {
 }
 
 /// The model where it is whole in the store; refused where it never can be.
-pub(super) fn present(store: &Store, manifest: &Manifest) -> Result<Option<Fetched>, FetchError> {
+pub(super) fn present(store: &Store, manifest: &Manifest, caller: &Caller) -> Result<Option<Fetched>, FetchError> {
     let there = |dir: PathBuf, source_sha256| Fetched {
         dir,
         cached: true,
@@ -271,7 +304,8 @@ pub(super) fn present(store: &Store, manifest: &Manifest) -> Result<Option<Fetch
     }
     let name = &manifest.name;
     // Touched is not damaged: read it, and believe it if it is what it was.
-    let whole = store.model(name).is_some() || store.verify_model(name)?.is_some_and(|damaged| damaged.is_empty());
+    let whole =
+        store.model(name).is_some() || store.verify_model(name, caller)?.is_some_and(|damaged| damaged.is_empty());
     if !whole {
         return Ok(None);
     }
@@ -301,8 +335,8 @@ fn candidates<'a>(
 }
 
 /// Converts a file of the store, and drops what is no longer needed, or was never right.
-fn finish(recipe: &Recipe<'_>, blob: &Blob, events: &mut dyn FnMut(Event)) -> Result<Made, FetchError> {
-    let result = convert(recipe, blob, events);
+fn finish(recipe: &Recipe<'_>, blob: &Blob, caller: &Caller) -> Result<Made, FetchError> {
+    let result = convert(recipe, blob, caller);
     let unneeded = match &result {
         Ok(_) => !recipe.options.keep_source,
         // The file is good; what is in the way is not.
@@ -314,7 +348,7 @@ fn finish(recipe: &Recipe<'_>, blob: &Blob, events: &mut dyn FnMut(Event)) -> Re
     result
 }
 
-fn convert(recipe: &Recipe<'_>, blob: &Blob, events: &mut dyn FnMut(Event)) -> Result<Made, FetchError> {
+fn convert(recipe: &Recipe<'_>, blob: &Blob, caller: &Caller) -> Result<Made, FetchError> {
     let checkpoint = Checkpoint::open(&blob.path).map_err(ConvertError::from)?;
-    recipe.make(&checkpoint, Whole(&blob.sha256), events)
+    recipe.make(&checkpoint, Whole(&blob.sha256), caller)
 }

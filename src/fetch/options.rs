@@ -161,7 +161,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// News, given on the thread that called.
+/// News, given on the thread that called. Whoever hears them answers whether to go on: after
+/// [`Break`](std::ops::ControlFlow::Break) the work ends within a moment with
+/// [`FetchError::Interrupted`](super::FetchError::Interrupted), whatever it was waiting for, and leaves nothing
+/// half-written.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
@@ -175,12 +178,19 @@ pub enum Event {
         /// Its address, without any secret.
         address: String,
     },
-    /// Bytes in hand.
+    /// Nothing new; asked many times a second, so that the caller can stop what waits.
+    Idle,
+    /// Bytes of what goes on: of the file that is fetched or read, of the tensors that are written.
     Progress {
-        /// Bytes of the file that are there, those of earlier runs included.
+        /// Bytes that are there, those of earlier runs included.
         have: u64,
-        /// Bytes of the whole file, when the server says.
+        /// Bytes in all, when that is known.
         total: Option<u64>,
+    },
+    /// Something on this machine is being read, to be compared with its hashes.
+    Reading {
+        /// What.
+        path: String,
     },
     /// Part of the file was there already.
     Resumed {
@@ -193,6 +203,8 @@ pub enum Event {
     Retry {
         /// What went wrong.
         reason: String,
+        /// Time until then.
+        pause: Duration,
     },
     /// The source holds another file than before, or was given up; what was fetched of it is dropped.
     Restart {

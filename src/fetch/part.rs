@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::caller::Caller;
 use super::http::Validator;
 use super::store::write_atomically;
 use super::tree::{self, CHUNKS, Leaf, chunk_len, hex};
@@ -83,8 +84,11 @@ fn journal_path(path: &Path) -> PathBuf {
 
 impl Part {
     /// Opens the part at `path`, with what can be kept of an earlier one, in chunks of that one's size.
-    pub(super) fn open(path: &Path, mut head: Head) -> Result<Self, FetchError> {
-        let chunks = match Self::kept(path, &head) {
+    pub(super) fn open(path: &Path, mut head: Head, caller: &Caller) -> Result<Self, FetchError> {
+        let kept = Self::kept(path, &head, caller);
+        // What was not read to its end says nothing against the part.
+        caller.check().map_err(FetchError::resuming)?;
+        let chunks = match kept {
             Some((chunk, chunks)) => {
                 head.chunk = chunk;
                 chunks
@@ -122,7 +126,7 @@ impl Part {
     }
 
     /// What an earlier part holds that can be kept; `None` when nothing can.
-    fn kept(path: &Path, head: &Head) -> Option<(u64, Vec<Chunk>)> {
+    fn kept(path: &Path, head: &Head, caller: &Caller) -> Option<(u64, Vec<Chunk>)> {
         let journal_path = journal_path(path);
         if std::fs::metadata(&journal_path).ok()?.len() > MAX_JOURNAL_BYTES {
             return None;
@@ -146,6 +150,7 @@ impl Part {
         let chunks = claims.into_iter().enumerate().map(|(index, claim)| {
             let len = chunk_len(head.total, chunk, index);
             match claim {
+                Claim::Done(_) if caller.stopped() => Chunk::Missing(0),
                 Claim::Done(hash) => {
                     buffer.resize(len as usize, 0);
                     let read = positioned::read_at(&file, &mut buffer, chunk * index as u64);

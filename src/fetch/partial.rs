@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use super::caller::{Caller, attended};
 use super::download::Wanted;
 use super::make::{IN_PART, Made, Origin, Recipe};
 use super::{Event, FetchError, Options, Parts, Remote, Store, address};
@@ -29,26 +30,39 @@ pub struct Partial {
 /// archive has for it.
 ///
 /// # Errors
-/// As for [`Remote::open`] and [`crate::convert::convert`].
+/// As for [`Remote::open`] and [`crate::convert::convert`]. A reading that was interrupted begins again.
 pub fn convert_remote(
     store: &Store,
     url: &str,
     out: &Path,
     request: &Request,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Partial, FetchError> {
-    events(Event::Source { address: address::shown(url) });
-    let mut remote = Remote::open(store, url, options)?;
-    let needed = needed(&mut remote, request)?;
-    remote.bring(|path| needed.contains(&path.join("/")))?;
+    attended(events, |caller| convert(store, url, out, request, options, caller))
+}
+
+fn convert(
+    store: &Store,
+    url: &str,
+    out: &Path,
+    request: &Request,
+    options: &Options,
+    caller: &Caller,
+) -> Result<Partial, FetchError> {
+    let mut remote = Remote::reach(store, url, options, caller)?;
+    let needed = needed(&mut remote, request, caller)?;
+    let (fetched, total) = remote.fetched();
+    let wanted = |path: &[String]| needed.contains(&path.join("/"));
+    caller.tell(Event::InPart { needed: fetched + remote.cost(wanted)?, total });
+    remote.take(wanted, caller)?;
     // Where the tensors really lie is known only now.
     let checkpoint = open(&remote)?;
-    events(Event::Converting);
+    caller.tell(Event::Converting);
     let shown = address::shown(url);
     let name = shown.rsplit('/').next().unwrap_or_default();
     let plan = Plan::new(&checkpoint, request)?;
-    let mut conversion = plan.apply(&checkpoint, name, out, false, &mut |_| ControlFlow::Continue(()))?;
+    let mut conversion = plan.apply(&checkpoint, name, out, false, &mut |progress| caller.converting(progress))?;
     conversion.config.provenance.source_sha256 = IN_PART.to_owned();
     let config = conversion.dir.join(ModelFile::Config.name());
     super::store::write_atomically(&config, &config_text(&conversion.config, true))?;
@@ -70,11 +84,7 @@ pub(super) struct Reading {
 ///
 /// # Errors
 /// What stands in the way here, or what is wrong with the model; a server's failure is none.
-pub(super) fn read(
-    recipe: &Recipe<'_>,
-    wanted: &Wanted,
-    events: &mut dyn FnMut(Event),
-) -> Result<Option<Reading>, FetchError> {
+pub(super) fn read(recipe: &Recipe<'_>, wanted: &Wanted, caller: &Caller) -> Result<Option<Reading>, FetchError> {
     let options = recipe.options;
     let auto = match options.parts {
         Parts::Never => return Ok(None),
@@ -84,16 +94,16 @@ pub(super) fn read(
         }
         Parts::Auto => true,
     };
-    let mut bring = || -> Result<Option<Remote<'_>>, FetchError> {
-        let mut remote = Remote::open(recipe.store, &wanted.address, options)?;
-        let needed = needed(&mut remote, &recipe.request())?;
+    let bring = || -> Result<Option<Remote<'_>>, FetchError> {
+        let mut remote = Remote::reach(recipe.store, &wanted.address, options, caller)?;
+        let needed = needed(&mut remote, &recipe.request(), caller)?;
         let (fetched, total) = remote.fetched();
         let all = fetched + remote.cost(|path| needed.contains(&path.join("/")))?;
         if auto && all > total / 4 * 3 {
             return Ok(None);
         }
-        events(Event::InPart { needed: all, total });
-        remote.bring(|path| needed.contains(&path.join("/")))?;
+        caller.tell(Event::InPart { needed: all, total });
+        remote.take(|path| needed.contains(&path.join("/")), caller)?;
         Ok(Some(remote))
     };
     let remote = match bring() {
@@ -101,19 +111,20 @@ pub(super) fn read(
         Ok(None) => return Ok(None),
         Err(error) if error.is_local() => return Err(error),
         Err(error) => {
-            events(Event::NotInPart { reason: in_full(&error) });
+            caller.tell(Event::NotInPart { reason: in_full(&error) });
             return Ok(None);
         }
     };
-    let made = recipe.make(&open(&remote)?, Origin::Part, events)?;
+    let made = recipe.make(&open(&remote)?, Origin::Part, caller)?;
     let (fetched, total) = remote.fetched();
     Ok(Some(Reading { made, fetched, total }))
 }
 
 /// Paths, joined by `/`, of the tensors a conversion takes.
-fn needed(remote: &mut Remote<'_>, request: &Request) -> Result<HashSet<String>, FetchError> {
+fn needed(remote: &mut Remote<'_>, request: &Request, caller: &Caller) -> Result<HashSet<String>, FetchError> {
     // The one tensor whose values a plan looks at.
-    remote.bring(|path| path.last().is_some_and(|name| name.contains("pos_embed") || name.contains("position_emb")))?;
+    let position = |name: &String| name.contains("pos_embed") || name.contains("position_emb");
+    remote.take(|path| path.last().is_some_and(position), caller)?;
     let plan = Plan::new(&open(remote)?, request)?;
     let taken = plan.decisions().iter().filter(|decision| decision.target.is_some());
     Ok(taken.map(|decision| decision.source.clone()).collect())

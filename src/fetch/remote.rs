@@ -4,20 +4,24 @@
 //! their own places in a sparse file of the whole one's size; entries that are not here have a stand-in header there, so
 //! that the ordinary reader of checkpoints reads the file like any other.
 //!
-//! A file read in part has no hash to be known by: every entry is compared with the archive's own checksum instead.
+//! A file read in part has no hash to be known by: every entry is compared with the archive's own checksum instead. The
+//! sparse file is gone when the reading ends, well or not: what was interrupted begins again.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use tempfile::NamedTempFile;
 
+use super::board::stalled;
+use super::caller::{Caller, attended};
 use super::http::{Http, Validator, read_some};
 use super::retry::{Failure, Patience};
-use super::{FetchError, Options, Store, address, positioned};
+use super::{Event, FetchError, Options, Store, address, positioned};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::zip::{self, Listed};
 use crate::convert::ConvertError;
@@ -70,14 +74,27 @@ impl<'a> Remote<'a> {
     /// # Errors
     /// [`FetchError::Source`] when the server does not do ranges, or fails; [`FetchError::Convert`] when it is no torch
     /// zip.
-    pub fn open(store: &Store, url: &str, options: &'a Options) -> Result<Self, FetchError> {
+    pub fn open(
+        store: &Store,
+        url: &str,
+        options: &'a Options,
+        events: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Self, FetchError> {
+        attended(events, |caller| Self::reach(store, url, options, caller))
+    }
+
+    /// [`Remote::open`], within work that has a caller already.
+    pub(super) fn reach(store: &Store, url: &str, options: &'a Options, caller: &Caller) -> Result<Self, FetchError> {
         if options.offline {
             return Err(FetchError::Offline { model: address::shown(url) });
         }
         let failed = |failure| source_error(url, failure);
+        caller.tell(Event::Source { address: address::shown(url) });
         let http = Http::new(options).map_err(failed)?;
-        let reply = patiently(options, || http.get(url, Some((0, 0)), None)).map_err(failed)?;
-        let (Some((_, _, total)), None) = (reply.range, &reply.encoding) else {
+        let reply = Patience::new(options).repeating(caller, |_| {
+            http.get(url, Some((0, 0)), None, caller).map(|reply| (reply.range, reply.encoding, reply.validator))
+        });
+        let (Some((_, _, total)), None, validator) = reply.map_err(failed)? else {
             let reason = "the server does not give parts of the file; it must be fetched whole".to_owned();
             return Err(FetchError::Source { address: address::shown(url), reason });
         };
@@ -89,11 +106,10 @@ impl<'a> Remote<'a> {
         let io = || FetchError::io("make a file in", &folder);
         let file = tempfile::Builder::new().prefix(".remote-").tempfile_in(&folder).map_err(io())?;
         file.as_file().set_len(total).map_err(io())?;
-        let validator = reply.validator;
         let address = url.to_owned();
         let mut remote = Self { http, options, address, validator, file, total, fetched: 1, entries: Vec::new() };
-        remote.read_directory()?;
-        remote.read_small_entries()?;
+        remote.read_directory(caller)?;
+        remote.read_small_entries(caller)?;
         Ok(remote)
     }
 
@@ -111,9 +127,18 @@ impl<'a> Remote<'a> {
     ///
     /// # Errors
     /// [`FetchError::Source`] when the server fails, or an entry's checksum differs.
-    pub fn bring(&mut self, wanted: impl Fn(&[String]) -> bool) -> Result<(), FetchError> {
+    pub fn bring(
+        &mut self,
+        wanted: impl Fn(&[String]) -> bool + Send,
+        events: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<(), FetchError> {
+        attended(events, |caller| self.take(wanted, caller))
+    }
+
+    /// [`Remote::bring`], within work that has a caller already.
+    pub(super) fn take(&mut self, wanted: impl Fn(&[String]) -> bool, caller: &Caller) -> Result<(), FetchError> {
         let storages = self.storages(wanted)?;
-        self.bring_entries(&storages)
+        self.bring_entries(&storages, caller)
     }
 
     /// Bytes that [`Remote::bring`] would fetch.
@@ -145,9 +170,9 @@ impl<'a> Remote<'a> {
         Checkpoint::open(self.path()).map_err(|error| ConvertError::from(error).into())
     }
 
-    fn read_directory(&mut self) -> Result<(), FetchError> {
+    fn read_directory(&mut self, caller: &Caller) -> Result<(), FetchError> {
         let tail = self.total.saturating_sub(TAIL);
-        self.bring_range(tail..self.total)?;
+        self.bring_range(tail..self.total, caller)?;
         // Where the directory begins is in the tail, even if the directory is not.
         let start = self.with_bytes(zip::directory_start)? as u64;
         if self.total - start > MAX_DIRECTORY {
@@ -155,7 +180,7 @@ impl<'a> Remote<'a> {
             return Err(FetchError::Source { address: address::shown(&self.address), reason });
         }
         if start < tail {
-            self.bring_range(start..tail)?;
+            self.bring_range(start..tail, caller)?;
         }
         let mut listed = self.with_bytes(zip::listing)?;
         listed.sort_by_key(|entry| entry.header);
@@ -174,7 +199,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Brings everything that is no storage; storages get their stand-ins.
-    fn read_small_entries(&mut self) -> Result<(), FetchError> {
+    fn read_small_entries(&mut self, caller: &Caller) -> Result<(), FetchError> {
         let cramped = |entry: &Entry| FetchError::Source {
             address: address::shown(&self.address),
             reason: format!("entry `{}` has no room before the next one: the archive is damaged", entry.listed.name),
@@ -198,11 +223,11 @@ impl<'a> Remote<'a> {
             let reason = format!("its pickle is larger than {MAX_PICKLE} bytes");
             return Err(FetchError::Source { address: address::shown(&self.address), reason });
         }
-        self.bring_entries(&small)
+        self.bring_entries(&small, caller)
     }
 
     /// Brings whole entries and compares their checksums.
-    fn bring_entries(&mut self, wanted: &BTreeSet<usize>) -> Result<(), FetchError> {
+    fn bring_entries(&mut self, wanted: &BTreeSet<usize>, caller: &Caller) -> Result<(), FetchError> {
         // Neighbours come together.
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for &index in wanted {
@@ -213,7 +238,7 @@ impl<'a> Remote<'a> {
                 _ => ranges.push(start..end),
             }
         }
-        self.bring_ranges(&ranges)?;
+        self.bring_ranges(&ranges, caller)?;
         let check = |entry: &Entry| -> std::io::Result<bool> {
             let mut header = [0; LOCAL_HEADER];
             positioned::read_at(self.file.as_file(), &mut header, entry.listed.header as u64)?;
@@ -230,6 +255,7 @@ impl<'a> Remote<'a> {
             Ok(entry.listed.checksum == 0 || crc.sum() == entry.listed.checksum)
         };
         for &index in wanted {
+            caller.check()?;
             let entry = &self.entries[index];
             if !check(entry).map_err(FetchError::io("read", self.path()))? {
                 let reason = format!("entry `{}` arrived damaged: its checksum differs", entry.listed.name);
@@ -240,25 +266,38 @@ impl<'a> Remote<'a> {
         Ok(())
     }
 
-    fn bring_range(&mut self, range: Range<u64>) -> Result<(), FetchError> {
-        self.bring_ranges(&[range])
+    fn bring_range(&mut self, range: Range<u64>, caller: &Caller) -> Result<(), FetchError> {
+        self.bring_ranges(&[range], caller)
     }
 
     /// Brings byte ranges to their places, several at once.
-    fn bring_ranges(&mut self, ranges: &[Range<u64>]) -> Result<(), FetchError> {
+    fn bring_ranges(&mut self, ranges: &[Range<u64>], caller: &Caller) -> Result<(), FetchError> {
         let mut pieces = Vec::new();
         for range in ranges {
             let cuts = (range.start..range.end).step_by(PIECE as usize);
             pieces.extend(cuts.map(|start| start..range.end.min(start + PIECE)));
         }
-        let next = AtomicUsize::new(0);
+        let asked: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
+        let all = self.fetched + asked;
+        let (next, have) = (AtomicUsize::new(0), AtomicU64::new(self.fetched));
         let failed = Mutex::new(None);
         let this = &*self;
         std::thread::scope(|scope| {
             for _ in 0..self.options.jobs.clamp(1, 64).min(pieces.len()) {
                 scope.spawn(|| {
                     while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = patiently(this.options, || this.piece(piece));
+                        let mut at = piece.start;
+                        let result = Patience::new(this.options).repeating(caller, |patience| {
+                            let before = at;
+                            let result = this.piece(piece, &mut at, caller, |read| {
+                                caller.progress(have.fetch_add(read, Ordering::Relaxed) + read, Some(all));
+                            });
+                            // What has come is kept, so the next attempt goes on from there.
+                            if at > before {
+                                patience.progressed();
+                            }
+                            result
+                        });
                         if let Err(failure) = result {
                             // The rest would be for nothing.
                             next.store(pieces.len(), Ordering::Relaxed);
@@ -271,26 +310,30 @@ impl<'a> Remote<'a> {
         if let Some(failure) = failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(source_error(&self.address, failure));
         }
-        self.fetched += pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>();
+        self.fetched = all;
         Ok(())
     }
 
-    fn piece(&self, piece: &Range<u64>) -> Result<(), Failure> {
-        let asked = (piece.start, piece.end - 1);
-        let mut reply = self.http.get(&self.address, Some(asked), Some(&self.validator))?;
+    /// Brings what is missing of `piece` from `at` on, and tells `got` of each part of it.
+    fn piece(&self, piece: &Range<u64>, at: &mut u64, caller: &Caller, got: impl Fn(u64)) -> Result<(), Failure> {
+        let asked = (*at, piece.end - 1);
+        let mut reply = self.http.get(&self.address, Some(asked), Some(&self.validator), caller)?;
         if reply.range != Some((asked.0, asked.1, self.total)) || reply.validator.contradicts(&self.validator) {
             return Err(Failure::Changed("the file changed on the server while it was read".into()));
         }
-        let mut body = (&mut reply.body).take(piece.end - piece.start);
-        let (mut buffer, mut at) = (vec![0; 128 << 10], piece.start);
-        while at < piece.end {
-            let read = read_some(&mut body, &mut buffer)?;
+        let mut body = (&mut reply.body).take(piece.end - *at);
+        let (mut buffer, mut window) = (vec![0; 128 << 10], (Instant::now(), 0));
+        while *at < piece.end {
+            let read = read_some(&mut body, &mut buffer, caller)?;
             if read == 0 {
-                return Err(Failure::transient(format!("the connection ended {} bytes early", piece.end - at)));
+                return Err(Failure::transient(format!("the connection ended {} bytes early", piece.end - *at)));
             }
-            positioned::write_at(self.file.as_file(), &buffer[..read], at)
-                .map_err(|error| Failure::Local(FetchError::write(self.path(), piece.end - at)(error)))?;
-            at += read as u64;
+            positioned::write_at(self.file.as_file(), &buffer[..read], *at)
+                .map_err(|error| Failure::Local(FetchError::write(self.path(), piece.end - *at)(error)))?;
+            *at += read as u64;
+            got(read as u64);
+            window.1 += read as u64;
+            stalled(&mut window, self.options)?;
         }
         Ok(())
     }
@@ -304,17 +347,6 @@ fn stand_in_header(name: &str) -> Vec<u8> {
     header[26..28].copy_from_slice(&(name.len() as u16).to_le_bytes());
     header.extend_from_slice(name.as_bytes());
     header
-}
-
-/// Repeats what may pass.
-fn patiently<T>(options: &Options, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-    let mut patience = Patience::new(options);
-    loop {
-        match attempt() {
-            Err(Failure::Transient { reason, wait }) => std::thread::sleep(patience.failed(&reason, wait)?),
-            other => return other,
-        }
-    }
 }
 
 fn source_error(url: &str, failure: Failure) -> FetchError {

@@ -3,7 +3,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use super::{FetchError, Options};
+use super::caller::Caller;
+use super::{Event, FetchError, Options};
 
 /// How one request, or one source, failed.
 #[derive(Debug)]
@@ -44,6 +45,24 @@ impl<'a> Patience<'a> {
     /// An attempt brought something.
     pub(super) fn progressed(&mut self) {
         self.fruitless = 0;
+    }
+
+    /// Repeats what may pass: tells the caller why and when, and waits.
+    pub(super) fn repeating<T>(
+        &mut self,
+        caller: &Caller,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        loop {
+            match attempt(self) {
+                Err(Failure::Transient { reason, wait }) => {
+                    let pause = self.failed(&reason, wait)?;
+                    caller.tell(Event::Retry { reason, pause });
+                    caller.sleep(pause).map_err(Failure::Local)?;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// An attempt failed: how long to wait before the next, or why there is none.

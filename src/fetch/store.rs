@@ -12,6 +12,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::caller::Caller;
 use super::lock::Lock;
 use super::tree::{Look, Stamp, Tree, hex, sha256};
 use super::{Event, FetchError, boot};
@@ -102,7 +103,12 @@ impl Store {
     /// # Errors
     /// [`FetchError::Io`] when it cannot be read.
     pub fn blob(&self, sha256: &str) -> Result<Option<Blob>, FetchError> {
-        if self.state(sha256)? != State::Whole {
+        self.find(sha256, &Caller::absent())
+    }
+
+    /// [`Store::blob`], for a caller who may say stop while it is read.
+    pub(super) fn find(&self, sha256: &str, caller: &Caller) -> Result<Option<Blob>, FetchError> {
+        if self.state(sha256, caller)? != State::Whole {
             return Ok(None);
         }
         let path = self.blob_path(sha256);
@@ -111,23 +117,24 @@ impl Store {
     }
 
     /// What became of the file with this sha256; it is read only where its metadata changed.
-    pub(super) fn state(&self, sha256: &str) -> Result<State, FetchError> {
+    pub(super) fn state(&self, sha256: &str, caller: &Caller) -> Result<State, FetchError> {
         match self.tree(sha256) {
             Some(tree) if matches!(tree.look(&self.blob_path(sha256)), Ok(Look::Untouched)) => Ok(State::Whole),
-            _ => self.verify_blob(sha256),
+            _ => self.verify_blob(sha256, caller),
         }
     }
 
     /// Reads the file with this sha256 and compares all of it.
-    pub(super) fn verify_blob(&self, sha256: &str) -> Result<State, FetchError> {
+    pub(super) fn verify_blob(&self, sha256: &str, caller: &Caller) -> Result<State, FetchError> {
         let path = self.blob_path(sha256);
         let io = || FetchError::io("read", &path);
         if !path.exists() {
             return Ok(State::Missing);
         }
+        caller.tell(Event::Reading { path: path.display().to_string() });
         let Some(mut tree) = self.tree(sha256) else {
             // Without a tree only the whole can be judged.
-            let (tree, whole) = Tree::of(&path, super::Options::default().chunk).map_err(io())?;
+            let (tree, whole) = Tree::of(&path, super::Options::default().chunk, caller)?;
             if whole != sha256 {
                 return Ok(State::Damaged((0..tree.leaves.len()).collect()));
             }
@@ -135,7 +142,8 @@ impl Store {
             return Ok(State::Whole);
         };
         let stamp = Stamp::now(&path, false).map_err(io())?;
-        let damage = tree.damage(&path).map_err(io())?;
+        let damage = tree.damage(&path, caller).map_err(io())?;
+        caller.check()?;
         if !damage.is_empty() {
             return Ok(State::Damaged(damage));
         }
@@ -171,8 +179,24 @@ impl Store {
     }
 
     /// Puts the model directory `fresh` in place as `name`, and notes its files' chunk hashes.
-    pub(super) fn replace_model(&self, name: &str, fresh: &Path, chunk: u64) -> Result<(), FetchError> {
+    pub(super) fn replace_model(
+        &self,
+        name: &str,
+        fresh: &Path,
+        chunk: u64,
+        caller: &Caller,
+    ) -> Result<(), FetchError> {
         let dir = self.model_dir(name);
+        // All reading first: what follows is done in a moment, and is not stopped half-way.
+        let mut files = std::collections::BTreeMap::new();
+        for entry in std::fs::read_dir(fresh).map_err(FetchError::io("read", fresh))? {
+            let path = entry.map_err(FetchError::io("read", fresh))?.path();
+            let (mut tree, _) = Tree::of(&path, chunk, caller)?;
+            tree.stamp = Stamp::now(&path, true).map_err(FetchError::io("read", &path))?;
+            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+                files.insert(name.to_owned(), tree);
+            }
+        }
         let tree_path = self.model_tree_path(name);
         // Without its tree a directory is no model: nobody takes the one that goes, or half of the one that comes.
         match std::fs::remove_file(&tree_path) {
@@ -188,29 +212,23 @@ impl Store {
             _ => {}
         }
         std::fs::rename(fresh, &dir).map_err(FetchError::io("rename", fresh))?;
-        let mut files = std::collections::BTreeMap::new();
-        for entry in std::fs::read_dir(&dir).map_err(FetchError::io("read", &dir))? {
-            let path = entry.map_err(FetchError::io("read", &dir))?.path();
-            let (mut tree, _) = Tree::of(&path, chunk).map_err(FetchError::io("read", &path))?;
-            tree.stamp = Stamp::now(&path, true).map_err(FetchError::io("read", &path))?;
-            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
-                files.insert(name.to_owned(), tree);
-            }
-        }
         let text = serde_json::to_string(&files).unwrap_or_default();
         write_atomically(&self.model_tree_path(name), &text)
     }
 
     /// Reads a model's files and compares all of them; the damaged ones by name. `None` without such a model.
-    pub(super) fn verify_model(&self, name: &str) -> Result<Option<Vec<String>>, FetchError> {
+    pub(super) fn verify_model(&self, name: &str, caller: &Caller) -> Result<Option<Vec<String>>, FetchError> {
         let dir = self.model_dir(name);
         let Some(mut files) = self.model_trees(name) else { return Ok(None) };
+        caller.tell(Event::Reading { path: dir.display().to_string() });
         let mut damaged = Vec::new();
         let mut fresh = false;
         for (file, tree) in &mut files {
             let path = dir.join(file);
             let stamp = Stamp::now(&path, false);
-            if !matches!(tree.damage(&path), Ok(damage) if damage.is_empty()) {
+            let damage = tree.damage(&path, caller);
+            caller.check()?;
+            if !matches!(damage, Ok(damage) if damage.is_empty()) {
                 damaged.push(file.clone());
             } else if let Ok(stamp) = stamp
                 && tree.stamp != stamp
@@ -270,10 +288,9 @@ impl Store {
     }
 
     /// Waits for the right to work on `what`.
-    pub(super) fn lock(&self, what: &str, stale: Duration, events: &mut dyn FnMut(Event)) -> Result<Lock, FetchError> {
+    pub(super) fn lock(&self, what: &str, stale: Duration, caller: &Caller) -> Result<Lock, FetchError> {
         let path = self.home.join("locks").join(format!("{}.lock", short(what)));
-        Lock::acquire(&path, stale, &mut |holder| events(Event::Waiting { holder }))
-            .map_err(FetchError::io("lock", &path))
+        Lock::acquire(&path, stale, caller)
     }
 }
 

@@ -3,16 +3,16 @@
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::board::{Hasher, Hashes, stalled};
+use super::caller::Caller;
 use super::http::{Reply, read_some};
 use super::retry::Failure;
 use super::tree::Leaf;
-use super::{Event, FetchError, Options};
+use super::{FetchError, Options};
 
 const BUFFER: usize = 128 << 10;
-const TICK: Duration = Duration::from_millis(100);
 
 /// What is known of the size before the end.
 #[derive(Debug, Clone, Copy)]
@@ -28,16 +28,16 @@ pub(super) struct Limits {
 /// # Errors
 /// Why it could not be finished; nothing of it can be kept.
 pub(super) fn receive(
-    reply: Reply,
+    reply: Reply<'_>,
     path: &Path,
     limits: Limits,
     md5: bool,
     options: &Options,
-    events: &mut dyn FnMut(Event),
+    caller: &Caller,
 ) -> Result<(Hashes, u64), Failure> {
     let Reply { encoding, length, body, .. } = reply;
     let total = limits.published.or(length);
-    let mut body: Box<dyn Read> = match encoding.as_deref() {
+    let mut body: Box<dyn Read + '_> = match encoding.as_deref() {
         None => Box::new(body),
         Some("gzip" | "x-gzip") => Box::new(flate2::read::GzDecoder::new(body)),
         Some(other) => {
@@ -48,10 +48,10 @@ pub(super) fn receive(
     let (mut whole, mut chunk, mut leaves) = (Hasher::new(md5), blake3::Hasher::new(), Vec::<Leaf>::new());
     let mut buffer = vec![0; BUFFER];
     let (mut have, mut filled) = (0_u64, 0_u64);
-    let (mut window, mut told) = ((Instant::now(), 0), Instant::now());
+    let mut window = (Instant::now(), 0);
     loop {
         let want = (options.chunk - filled).min(BUFFER as u64) as usize;
-        let read = read_some(&mut *body, &mut buffer[..want])?;
+        let read = read_some(&mut *body, &mut buffer[..want], caller)?;
         if read == 0 {
             break;
         }
@@ -72,10 +72,8 @@ pub(super) fn receive(
         }
         window.1 += read as u64;
         stalled(&mut window, options)?;
-        if told.elapsed() > TICK {
-            told = Instant::now();
-            events(Event::Progress { have, total });
-        }
+        caller.progress(have, total);
+        caller.check().map_err(Failure::Local)?;
     }
     if filled > 0 {
         leaves.push(chunk.finalize().into());
@@ -83,6 +81,6 @@ pub(super) fn receive(
     if let Some(total) = total.filter(|total| *total != have) {
         return Err(Failure::transient(format!("the connection ended after {have} of {total} bytes")));
     }
-    events(Event::Progress { have, total: Some(have) });
+    caller.progress(have, Some(have));
     Ok((whole.finish(leaves), have))
 }

@@ -10,7 +10,8 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{boot, positioned};
+use super::caller::Caller;
+use super::{FetchError, boot, positioned};
 
 /// Acceptable bytes per chunk: a tree is a file like any other.
 pub(super) const CHUNKS: RangeInclusive<u64> = 1 << 10..=1 << 30;
@@ -74,15 +75,20 @@ impl Tree {
     }
 
     /// Reads `path` and hashes its chunks; also returns the sha256 of the whole.
-    pub(super) fn of(path: &Path, chunk: u64) -> io::Result<(Self, String)> {
-        let stamp = Stamp::now(path, false)?;
-        let file = File::open(path)?;
-        let bytes = file.metadata()?.len();
+    pub(super) fn of(path: &Path, chunk: u64, caller: &Caller) -> Result<(Self, String), FetchError> {
+        let io = || FetchError::io("read", path);
+        let stamp = Stamp::now(path, false).map_err(io())?;
         let (mut whole, mut leaves) = (Sha256::new(), Vec::new());
-        each_chunk(&file, bytes, chunk, |_, part| {
-            whole.update(part);
-            leaves.push(leaf(part));
-        })?;
+        let bytes = File::open(path).and_then(|file| {
+            let bytes = file.metadata()?.len();
+            each_chunk(&file, bytes, chunk, caller, |_, part| {
+                whole.update(part);
+                leaves.push(leaf(part));
+            })?;
+            Ok(bytes)
+        });
+        caller.check()?;
+        let bytes = bytes.map_err(io())?;
         Ok((Self::new(bytes, chunk, &leaves, stamp), hex(&whole.finalize().into())))
     }
 
@@ -100,11 +106,12 @@ impl Tree {
     }
 
     /// Reads the file; indices of the leaves that differ or are missing. Bytes past the end are damage of the last leaf.
-    pub(super) fn damage(&self, path: &Path) -> io::Result<Vec<usize>> {
+    /// Says nothing of use when the caller said stop.
+    pub(super) fn damage(&self, path: &Path, caller: &Caller) -> io::Result<Vec<usize>> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut whole = vec![false; self.leaves.len()];
-        each_chunk(&file, length.min(self.bytes), self.chunk, |index, part| {
+        each_chunk(&file, length.min(self.bytes), self.chunk, caller, |index, part| {
             if let (Some(stored), Some(ok)) = (self.leaves.get(index), whole.get_mut(index)) {
                 *ok = part.len() as u64 == self.leaf_len(index) && *stored == hex(&leaf(part));
             }
@@ -133,9 +140,20 @@ pub(super) fn chunk_len(total: u64, chunk: u64, index: usize) -> u64 {
     chunk.min(total.saturating_sub(chunk * index as u64))
 }
 
-fn each_chunk(file: &File, bytes: u64, chunk: u64, mut each: impl FnMut(usize, &[u8])) -> io::Result<()> {
+/// Hands over the chunks of a file in their order, until the caller says stop.
+fn each_chunk(
+    file: &File,
+    bytes: u64,
+    chunk: u64,
+    caller: &Caller,
+    mut each: impl FnMut(usize, &[u8]),
+) -> io::Result<()> {
     let mut buffer = vec![0; chunk.min(bytes) as usize];
     for index in 0..bytes.div_ceil(chunk) as usize {
+        if caller.stopped() {
+            return Ok(());
+        }
+        caller.progress(chunk * index as u64, Some(bytes));
         let part = &mut buffer[..chunk_len(bytes, chunk, index) as usize];
         positioned::read_at(file, part, chunk * index as u64)?;
         each(index, part);

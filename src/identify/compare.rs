@@ -1,11 +1,12 @@
 //! A file's networks against the known models.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 
 use serde::Serialize;
 
 use super::groups::{Group, groups};
-use super::{Fingerprint, Unit};
+use super::{Fingerprint, IdentifyError, Unit};
 use crate::model::Licence;
 
 /// Share of a model's parameters that must be equal to be told: tables computed by rule, which unrelated models have in
@@ -91,25 +92,41 @@ pub struct Match {
     pub lineage: Vec<String>,
 }
 
-/// The best match of every network of a file, in file order.
-pub(super) fn findings(units: &[(String, Unit)], known: &[Fingerprint]) -> Vec<Finding> {
+/// The best match of every network of a file, in file order; `ask` says whether to go on.
+pub(super) fn findings(
+    units: &[(String, Unit)],
+    known: &[Fingerprint],
+    ask: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Vec<Finding>, IdentifyError> {
     let groups = groups(units.iter().map(|(name, _)| name.as_str()));
-    let mut findings: Vec<Finding> = groups.iter().map(|group| finding(group, units, known)).collect();
+    let mut findings =
+        groups.iter().map(|group| finding(group, units, known, ask)).collect::<Result<Vec<Finding>, _>>()?;
     if groups.len() > 1 && findings.iter().all(|finding| finding.is.as_ref().is_none_or(|is| is.share < 1.0)) {
         // Split in a way no rule foresees, a network would be found in none of the parts.
         let whole = Group { place: String::new(), members: (0..units.len()).collect() };
-        let whole = finding(&whole, units, known);
+        let whole = finding(&whole, units, known, ask)?;
         if whole.is.as_ref().is_some_and(|is| is.relation == Relation::Same) {
-            return vec![whole];
+            return Ok(vec![whole]);
         }
     }
     read_branches(&mut findings, known);
-    findings
+    Ok(findings)
 }
 
-fn finding(group: &Group, units: &[(String, Unit)], known: &[Fingerprint]) -> Finding {
+fn finding(
+    group: &Group,
+    units: &[(String, Unit)],
+    known: &[Fingerprint],
+    ask: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Finding, IdentifyError> {
     let members: Vec<&Unit> = group.members.iter().filter_map(|&index| Some(&units.get(index)?.1)).collect();
-    let mut matches: Vec<Match> = known.iter().filter_map(|known| compare(&members, known)).collect();
+    let mut matches: Vec<Match> = Vec::new();
+    for known in known {
+        if ask().is_break() {
+            return Err(IdentifyError::Interrupted);
+        }
+        matches.extend(compare(&members, known));
+    }
     // The largest first among those that are there as a whole: a file with a decoder is more than its encoder.
     matches.sort_by(|a, b| {
         let size = |found: &Match| if found.relation == Relation::Same { found.of } else { 0 };
@@ -124,13 +141,13 @@ fn finding(group: &Group, units: &[(String, Unit)], known: &[Fingerprint]) -> Fi
     let is = matches.next();
     let also =
         matches.filter(|other| is.as_ref().is_some_and(|is| is.relation == other.relation && other.share >= 1.0));
-    Finding {
+    Ok(Finding {
         place: group.place.clone(),
         tensors: members.len(),
         parameters: members.iter().map(|unit| unit.elements()).sum(),
         also: also.map(|other| other.model).collect(),
         is,
-    }
+    })
 }
 
 fn compare(members: &[&Unit], known: &Fingerprint) -> Option<Match> {

@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdentifyError, Unit, in_parallel};
+use super::{IdentifyError, Progress, Unit, in_parallel};
 use crate::model::{Canonical, Licence, ModelFile, Weights};
 use crate::staged::StagedFile;
 
@@ -44,8 +45,12 @@ pub struct Fingerprint {
 /// Takes the fingerprint of `model`.
 ///
 /// # Errors
-/// [`IdentifyError::Model`] when one of its files cannot be read.
-pub fn of_model(name: &str, model: &Canonical) -> Result<Fingerprint, IdentifyError> {
+/// [`IdentifyError::Model`] when one of its files cannot be read, [`IdentifyError::Interrupted`] when `watch` said stop.
+pub fn of_model(
+    name: &str,
+    model: &Canonical,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Fingerprint, IdentifyError> {
     let config = model.config();
     let decoder = model.dir().join(ModelFile::Decoder.name());
     let decoder = if decoder.is_file() { Some(Weights::open(&decoder)?) } else { None };
@@ -63,13 +68,14 @@ pub fn of_model(name: &str, model: &Canonical) -> Result<Fingerprint, IdentifyEr
         .flat_map(|file| file.names().filter(|name| !computed(name)).filter_map(|name| file.get(name)))
         .collect();
     let tall: HashSet<usize> = tensors.iter().filter_map(|tensor| super::unit::fused(tensor.shape)).collect();
-    let units = in_parallel(tensors.len(), |index| {
+    let sizes: Vec<u64> = tensors.iter().map(|tensor| tensor.bytes.len() as u64).collect();
+    let units = in_parallel(&sizes, watch, |index, stop| {
         let tensor = &tensors[index];
         match super::unit::is_float(tensor.dtype) {
-            true => Unit::all(tensor.bytes, tensor.dtype, tensor.shape, &tall),
+            true => Unit::all(tensor.bytes, tensor.dtype, tensor.shape, &tall, stop),
             false => Vec::new(),
         }
-    });
+    })?;
     Ok(Fingerprint {
         format: FORMAT,
         model: name.to_owned(),
@@ -86,9 +92,14 @@ pub fn of_model(name: &str, model: &Canonical) -> Result<Fingerprint, IdentifyEr
 /// Takes the fingerprint of the model directory `dir` and keeps it in `folder`, over an earlier one of that name.
 ///
 /// # Errors
-/// The model cannot be read, or the fingerprint not written.
-pub fn remember(folder: &Path, name: &str, dir: &Path) -> Result<(), IdentifyError> {
-    let fingerprint = of_model(name, &Canonical::open(dir)?)?;
+/// The model cannot be read, or the fingerprint not written, or `watch` said stop.
+pub fn remember(
+    folder: &Path,
+    name: &str,
+    dir: &Path,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<(), IdentifyError> {
+    let fingerprint = of_model(name, &Canonical::open(dir)?, watch)?;
     let path = folder.join(format!("{name}.json"));
     let write = || {
         std::fs::create_dir_all(folder)?;
@@ -119,7 +130,8 @@ pub fn known(folder: &Path) -> Result<Vec<Fingerprint>, IdentifyError> {
         }
     }
     paths.sort();
-    in_parallel(paths.len(), |index| read(&paths[index])).into_iter().collect()
+    let read = |index: usize, _: &_| read(&paths[index]);
+    in_parallel(&vec![0; paths.len()], &mut |_| ControlFlow::Continue(()), read)?.into_iter().collect()
 }
 
 fn read(path: &Path) -> Result<Fingerprint, IdentifyError> {

@@ -1,6 +1,7 @@
 //! What is compared: a tensor's values without its name, its container and, as far as possible, its type.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -58,19 +59,26 @@ pub(super) fn fused(shape: &[usize]) -> Option<usize> {
 
 impl Unit {
     /// The units of a float tensor's row-major little-endian bytes; `tall` are the heights of the file's fused matrices. A
-    /// tensor whose values are all the same tells nothing (fresh biases are 0, fresh norms 1 everywhere) and has none.
-    pub(super) fn all(bytes: &[u8], dtype: Dtype, shape: &[usize], tall: &HashSet<usize>) -> Vec<Self> {
+    /// tensor whose values are all the same tells nothing (fresh biases are 0, fresh norms 1 everywhere) and has none; nor
+    /// has one during which `stop` was set.
+    pub(super) fn all(
+        bytes: &[u8],
+        dtype: Dtype,
+        shape: &[usize],
+        tall: &HashSet<usize>,
+        stop: &AtomicBool,
+    ) -> Vec<Self> {
         let sides = sides(shape);
         let part = match sides[..] {
             _ if fused(shape).is_some() => vec![sides[1]; 2],
             [length] if tall.contains(&length) => vec![length / 3],
-            _ => return Self::of(bytes, dtype, &sides).into_iter().collect(),
+            _ => return Self::of(bytes, dtype, &sides, stop).into_iter().collect(),
         };
         let parts = bytes.chunks_exact((bytes.len() / 3).max(1));
-        parts.filter_map(|bytes| Self::of(bytes, dtype, &part)).collect()
+        parts.filter_map(|bytes| Self::of(bytes, dtype, &part, stop)).collect()
     }
 
-    fn of(bytes: &[u8], dtype: Dtype, shape: &[usize]) -> Option<Self> {
+    fn of(bytes: &[u8], dtype: Dtype, shape: &[usize], stop: &AtomicBool) -> Option<Self> {
         let size = dtype.bitsize() / 8;
         let count = bytes.len() / size;
         let first = value(dtype, bytes.get(..size)?);
@@ -85,6 +93,9 @@ impl Unit {
         let (mut single, mut half, mut brain) =
             (Vec::with_capacity(STEP * 4), Vec::with_capacity(STEP * 2), Vec::with_capacity(STEP * 2));
         for piece in bytes.chunks(STEP * size) {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
             single.clear();
             half.clear();
             brain.clear();

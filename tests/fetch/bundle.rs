@@ -8,7 +8,7 @@ use tec_zoo::fetch::{Bundled, Checked, FetchError, Fetched, Kind, Options, bundl
 use tec_zoo::model::Canonical;
 use tec_zoo::zoo::Zoo;
 
-use super::{Home, files, options, sha256};
+use super::{Home, files, go_on, options, sha256};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -27,13 +27,13 @@ fn models(dir: &Path) -> Vec<(String, PathBuf)> {
 }
 
 fn pack(models: &[(String, PathBuf)], out: &Path) -> Bundled {
-    bundle(&Home::new().store, models, out, true, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    bundle(&Home::new().store, models, out, true, &mut go_on).unwrap()
 }
 
 fn unpack(home: &Home, path: &Path, names: &[&str]) -> Result<Vec<(String, Fetched)>, FetchError> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let zoo = Zoo::with_overlay(&home.store.overlay()).unwrap();
-    unbundle(&home.store, &zoo, path, &names, &options(), &mut |_| {})
+    unbundle(&home.store, &zoo, path, &names, &options(), &mut go_on)
 }
 
 #[test]
@@ -87,12 +87,12 @@ fn a_bundle_is_the_same_bytes_whenever_it_is_made_and_other_tools_can_read_it() 
     let names: Vec<String> =
         archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
     assert_eq!(names[..3], ["tec-zoo-bundle.json", "my-mae/config.json", "my-mae/model.safetensors"]);
-    let error = bundle(&Home::new().store, &packed, &one, false, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
+    let error = bundle(&Home::new().store, &packed, &one, false, &mut go_on).unwrap_err();
     assert!(error.to_string().contains("write") && is_bundle(&one).unwrap(), "{error}");
     // Broken off, it leaves what was there.
     let before = files(dir.path());
     let three = dir.path().join("three");
-    bundle(&Home::new().store, &packed, &three, false, &mut |_, _| ControlFlow::Break(())).unwrap_err();
+    bundle(&Home::new().store, &packed, &three, false, &mut |_| ControlFlow::Break(())).unwrap_err();
     assert_eq!(files(dir.path()), before);
 }
 
@@ -193,7 +193,7 @@ fn a_bundled_model_of_the_catalogue_must_be_that_model() {
     // The disk is asked first.
     let zoo = Zoo::embedded().unwrap();
     let full = Options { keep_free: u64::MAX / 2, ..options() };
-    let error = unbundle(&home.store, &zoo, &path, &[], &full, &mut |_| {}).unwrap_err();
+    let error = unbundle(&home.store, &zoo, &path, &[], &full, &mut go_on).unwrap_err();
     assert!(matches!(error, FetchError::NoSpace { .. }), "{error}");
 }
 
@@ -211,7 +211,7 @@ fn a_damaged_model_is_not_packed() {
     std::fs::write(&weights, bytes).unwrap();
     let models = [("my-mae".to_owned(), done[0].1.dir.clone())];
     let out = dir.path().join("again.bundle");
-    let error = bundle(&home.store, &models, &out, false, &mut |_, _| ControlFlow::Continue(())).unwrap_err();
+    let error = bundle(&home.store, &models, &out, false, &mut go_on).unwrap_err();
     assert!(error.to_string().contains("model.safetensors damaged") && !out.exists(), "{error}");
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tec_zoo::fetch::{Event, FetchError, Kind, Options, Store, fetch_file};
 
 use super::server::{Answer, Fault, Server};
-use super::{full, noise, options, sha256};
+use super::{full, go_on, noise, options, sha256};
 
 const SIZE: usize = 6 << 20;
 const DISK: &str = "TEC_ZOO_TEST_DISK";
@@ -47,6 +47,7 @@ fn child() {
         {
             fill(&filler);
         }
+        go_on(event)
     };
     let error = fetch_file(&store, &url, &full(&body), None, &settings(), &mut events).unwrap_err();
     assert!(matches!(error, FetchError::NoSpace { .. }), "{error}");
@@ -64,6 +65,7 @@ fn child() {
         if let Event::Resumed { have, .. } = event {
             resumed = have;
         }
+        go_on(event)
     };
     let blob = fetch_file(&store, &url, &full(&body), None, &settings(), &mut events).unwrap();
     assert!(std::fs::read(&blob.path).unwrap() == *body && blob.sha256 == sha256(&body));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tec_zoo::fetch::{Event, Options, Store, fetch_file};
 
 use super::server::{Answer, Fault, Server};
-use super::{Home, files, full, noise, options, sha256};
+use super::{Home, files, full, go_on, noise, options, sha256};
 
 pub(crate) const SIZE: usize = 16 << 20;
 const URL: &str = "TEC_ZOO_TEST_URL";
@@ -25,7 +25,7 @@ fn child() {
     let argument = |name: &str| std::env::var(name).unwrap();
     let store = Store::open(argument(HOME).as_ref()).unwrap();
     let hashes = [format!("sha256:{}", argument(HASH)).parse().unwrap()];
-    fetch_file(&store, &argument(URL), &hashes, None, &settings(), &mut |_| {}).unwrap();
+    fetch_file(&store, &argument(URL), &hashes, None, &settings(), &mut go_on).unwrap();
 }
 
 fn start(home: &Home, server: &Server, body: &[u8]) -> Child {
@@ -62,10 +62,13 @@ pub(crate) fn killed_at(at: u64, body: &Arc<Vec<u8>>) -> u64 {
     let pairs = part.chunks(512).zip(body.chunks(512));
     let written: usize = pairs.filter(|(there, right)| there == right).map(|(there, _)| there.len()).sum();
     let mut resumed = 0;
-    let mut events = |event| match event {
-        Event::Resumed { have, .. } => resumed = have,
-        Event::Waiting { holder } => panic!("the dead process's lock was not broken at once: {holder}"),
-        _ => {}
+    let mut events = |event| {
+        match &event {
+            Event::Resumed { have, .. } => resumed = *have,
+            Event::Waiting { holder } => panic!("the dead process's lock was not broken at once: {holder}"),
+            _ => {}
+        }
+        go_on(event)
     };
     let blob =
         fetch_file(&home.store, &server.url("weights.pth"), &full(body), None, &settings(), &mut events).unwrap();

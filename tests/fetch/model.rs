@@ -1,5 +1,6 @@
 //! Whole models: from a manifest's sources to a directory in the common format.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,7 @@ use tec_zoo::model::{AxisOrder, Canonical, PositionKind, Resample};
 use tec_zoo::zoo::{Digest, Manifest, Source, SourceKind, Status, Zoo};
 
 use super::server::{Answer, Server};
-use super::{Home, files, full, options};
+use super::{Home, files, full, go_on, hear, options};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -48,7 +49,7 @@ fn serving(body: Vec<u8>) -> Server {
 }
 
 fn get(home: &Home, manifest: &Manifest, options: &Options) -> Result<tec_zoo::fetch::Fetched, FetchError> {
-    fetch(&home.store, manifest, options, &mut |_| {})
+    fetch(&home.store, manifest, options, &mut go_on)
 }
 
 const MAE: &str = "mae_pretrain_vit_tiny.pth";
@@ -60,7 +61,7 @@ fn a_model_is_fetched_converted_and_then_there() {
     let manifest = manifest("mae-vitb", vec![source(server.url(MAE), "mae", full(&body))]);
     let home = Home::new();
     let mut events = Vec::new();
-    let fetched = fetch(&home.store, &manifest, &options(), &mut |event| events.push(event)).unwrap();
+    let fetched = fetch(&home.store, &manifest, &options(), &mut |event| hear(&mut events, event)).unwrap();
     assert!(!fetched.cached && events.contains(&Event::Converting));
     let model = Canonical::open(&fetched.dir).unwrap();
     let config = model.config();
@@ -83,7 +84,7 @@ fn a_model_is_fetched_converted_and_then_there() {
     *damaged.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, &damaged).unwrap();
     assert_eq!(home.store.model("mae-vitb"), None);
-    let health = cache::verify(&home.store).unwrap();
+    let health = cache::verify(&home.store, &mut go_on).unwrap();
     assert!(health.iter().any(|health| health.damage == ["model.safetensors"]));
     assert!(!get(&home, &manifest, &offline).unwrap().cached);
     assert!(std::fs::read(&weights).unwrap() != damaged);
@@ -146,7 +147,7 @@ fn offline_touches_no_network_at_all() {
     let error = get(&home, &manifest, &offline).unwrap_err();
     assert!(matches!(error, FetchError::Offline { .. }), "{error}");
     assert!(error.to_string().contains("--from FILE"), "{error}");
-    assert!(fetch_from(&home.store, &manifest, &Origin::Url(url), &offline, &mut |_| {}).is_err());
+    assert!(fetch_from(&home.store, &manifest, &Origin::Url(url), &offline, &mut go_on).is_err());
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody called");
 }
 
@@ -166,6 +167,7 @@ fn the_next_source_serves_when_one_is_gone_or_wrong() {
         if let Event::Failed { reason, .. } = event {
             failed.push(reason);
         }
+        ControlFlow::Continue(())
     };
     let fetched = fetch(&home.store, &manifest_right, &options(), &mut events).unwrap();
     assert_eq!(fetched.address, Some(right.url(MAE)));
@@ -228,7 +230,7 @@ fn a_file_at_hand_must_be_one_of_the_models() {
     let server = serving(body.clone());
     let url = "https://example.invalid/mae_pretrain_vit_base.pth".to_owned();
     let manifest = manifest("mae-vitb", vec![source(url, "mae", full(&body))]);
-    let from = |home: &Home, origin: Origin| fetch_from(&home.store, &manifest, &origin, &options(), &mut |_| {});
+    let from = |home: &Home, origin: Origin| fetch_from(&home.store, &manifest, &origin, &options(), &mut go_on);
     for origin in [Origin::File(fixture(MAE)), Origin::Url(server.url("renamed.bin"))] {
         let home = Home::new();
         let fetched = from(&home, origin).unwrap();
@@ -337,7 +339,7 @@ fn threads_that_are_given_the_same_file_convert_it_once() {
         for _ in 0..4 {
             scope.spawn(|| {
                 let options = Options { keep_source: false, ..options() };
-                let fetched = fetch_from(&home.store, &manifest, &origin, &options, &mut |_| {}).unwrap();
+                let fetched = fetch_from(&home.store, &manifest, &origin, &options, &mut go_on).unwrap();
                 made.fetch_add(usize::from(!fetched.cached), Ordering::SeqCst);
             });
         }
@@ -409,7 +411,7 @@ fn only_the_wanted_network_of_a_large_file_is_fetched() {
     let before = server.sent();
     let home = Home::new();
     let mut events = Vec::new();
-    let fetched = fetch(&home.store, &manifest, &options(), &mut |event| events.push(event)).unwrap();
+    let fetched = fetch(&home.store, &manifest, &options(), &mut |event| hear(&mut events, event)).unwrap();
     let (some, all) = fetched.in_part.unwrap();
     assert_eq!((all, some), (body.len() as u64, server.sent() - before), "what is stated is what was sent");
     assert!(some < all * 2 / 3, "{some} of {all}");
@@ -428,7 +430,7 @@ fn only_the_wanted_network_of_a_large_file_is_fetched() {
         ranges.store(ranged, Ordering::SeqCst);
         std::fs::remove_dir_all(&fetched.dir).unwrap_or_default();
         let mut said = Vec::new();
-        let result = fetch(&home.store, &manifest, &options(), &mut |event| said.push(event));
+        let result = fetch(&home.store, &manifest, &options(), &mut |event| hear(&mut said, event));
         (result, said)
     };
     assert!(again(true).0.unwrap().in_part.is_some());

@@ -9,7 +9,7 @@ use tec_zoo::fetch::{FetchError, Kind, Options, fetch_file};
 use tec_zoo::zoo::Digest;
 
 use super::server::{Answer, Ask, Fault, Server};
-use super::{Home, full, kill, noise, options};
+use super::{Home, full, go_on, kill, noise, options};
 
 const FAULTS: [&str; 16] = [
     "drop",
@@ -99,7 +99,7 @@ fn run(seed: u64, kinds: &[&'static str], percent: u64) -> Result<(), FetchError
     });
     let home = Home::new();
     let options = Options { stall: Duration::from_millis(150), longest_wait: Duration::from_secs(1), ..options() };
-    let result = fetch_file(&home.store, &server.url("weights.pth"), &hashes, None, &options, &mut |_| {});
+    let result = fetch_file(&home.store, &server.url("weights.pth"), &hashes, None, &options, &mut go_on);
     assert!(server.requests() < 300, "seed {seed}: {} requests", server.requests());
     match result {
         Ok(blob) => {
@@ -113,7 +113,7 @@ fn run(seed: u64, kinds: &[&'static str], percent: u64) -> Result<(), FetchError
             let honest = Arc::clone(&body);
             let server = Server::start(move |ask| Answer::file(ask, &honest, "\"r\""));
             let blob =
-                fetch_file(&home.store, &server.url("weights.pth"), &hashes, None, &options, &mut |_| {}).unwrap();
+                fetch_file(&home.store, &server.url("weights.pth"), &hashes, None, &options, &mut go_on).unwrap();
             assert!(std::fs::read(&blob.path).unwrap() == *body, "seed {seed}");
             Err(error)
         }

@@ -10,7 +10,7 @@ use tec_zoo::fetch::{FetchError, Options, Remote, convert_remote};
 use tec_zoo::model::Canonical;
 
 use super::server::{Answer, Fault, Server};
-use super::{Home, files, options};
+use super::{Home, files, go_on, options};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -34,7 +34,7 @@ fn a_remote_file_is_listed_by_its_directory_and_pickle_alone() {
         ["ibot_checkpoint_full.pth", "mae_full_checkpoint-799.pth", "tec_checkpoint-299.pth", "mocov3_vit_tiny.pth.tar"]
     {
         let (server, home, options) = (serving(name), Home::new(), options());
-        let remote = Remote::open(&home.store, &server.url(name), &options).unwrap();
+        let remote = Remote::open(&home.store, &server.url(name), &options, &mut go_on).unwrap();
         let (there, here) = (Checkpoint::open(remote.path()).unwrap(), Checkpoint::open(&fixture(name)).unwrap());
         let shown = |checkpoint: &Checkpoint| -> Vec<String> {
             let tensors = checkpoint.tensors().iter();
@@ -61,7 +61,7 @@ fn one_branch_of_a_remote_file_is_bit_for_bit_the_local_one() {
         let request =
             Request { family: Some(family.into()), branch: Some(branch.into()), heads: Some(4), ..Request::default() };
         let (ours, theirs) = (home.path().join("remote"), home.path().join("local"));
-        let made = convert_remote(&home.store, &server.url(name), &ours, &request, &options(), &mut |_| {}).unwrap();
+        let made = convert_remote(&home.store, &server.url(name), &ours, &request, &options(), &mut go_on).unwrap();
         convert(&fixture(name), &theirs, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
         let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
         assert!(weights(&ours) == weights(&theirs), "{name} {branch}");
@@ -78,7 +78,7 @@ fn a_position_row_that_goes_into_the_class_token_comes_along() {
     let (server, home) = (serving(name), Home::new());
     let request = Request { heads: Some(4), ..Request::default() };
     let [ours, theirs] = ["remote", "local"].map(|dir| home.path().join(dir));
-    convert_remote(&home.store, &server.url("vit.pth"), &ours, &request, &options(), &mut |_| {}).unwrap();
+    convert_remote(&home.store, &server.url("vit.pth"), &ours, &request, &options(), &mut go_on).unwrap();
     convert(&fixture(name), &theirs, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
     let [ours, theirs] = [ours, theirs].map(|dir| std::fs::read(dir.join("model.safetensors")).unwrap());
     assert!(ours == theirs);
@@ -93,7 +93,7 @@ fn what_arrives_damaged_or_cannot_be_read_in_part_is_refused() {
     let refused = |server: &Server, options: &Options| -> FetchError {
         let home = Home::new();
         let out = home.path().join("out");
-        let error = convert_remote(&home.store, &server.url(name), &out, &request, options, &mut |_| {}).unwrap_err();
+        let error = convert_remote(&home.store, &server.url(name), &out, &request, options, &mut go_on).unwrap_err();
         assert!(!out.exists() && files(&home.path().join("partial")).is_empty());
         error
     };
@@ -137,7 +137,7 @@ fn a_hostile_archive_does_no_harm() {
         spoilt[at] ^= 1 << (seed % 8);
         let server = Server::start(move |ask| Answer::file(ask, &spoilt, "\"h\""));
         let options = Options { retries: 0, ..options() };
-        if let Ok(remote) = Remote::open(&home.store, &server.url("x"), &options) {
+        if let Ok(remote) = Remote::open(&home.store, &server.url("x"), &options, &mut go_on) {
             let _ = Checkpoint::open(remote.path());
         }
         assert!(server.requests() < 100);
