@@ -18,7 +18,6 @@
 //!
 //! Without features, the crate reads and converts; forward passes, runtimes and the command line are features.
 
-#[cfg(feature = "fetch")]
 mod causes;
 pub mod checkpoint;
 #[cfg(feature = "cli")]

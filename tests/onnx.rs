@@ -22,6 +22,8 @@ use tec_zoo::onnx::{
     RuntimeVerdict, Size, Target, Tolerance, check, export,
 };
 
+use crate::words::InFull;
+
 /// Values around zero, the same everywhere.
 fn noise(count: usize, seed: &mut u32) -> Vec<f32> {
     let mut next = || {
@@ -271,7 +273,7 @@ fn every_variant_gives_the_eager_forwards_numbers_in_every_runtime_at_every_batc
         is_tidy(&path);
         let refused = Session::open(Runtime::Candle, &path, &runtime_options())
             .and_then(|mut session| session.run(&Images::synthetic(1, [32, 24])));
-        let reason = refused.unwrap_err().to_string();
+        let reason = refused.unwrap_err().in_full();
         assert_eq!(reason, "candle could not run it: unsupported op_type LayerNormalization");
     }
 }
@@ -408,7 +410,7 @@ fn a_size_that_is_no_whole_number_of_patches_is_refused_with_the_nearest_that_is
         let path = file(&dir, "x.onnx");
         let refused = export(&model, &path, &ExportOptions { size: Size::Fixed(size), ..Default::default() });
         let Err(error @ ExportError::Size { .. }) = refused else { panic!("{refused:?}") };
-        assert!(error.to_string().contains("--size "), "{error}");
+        assert!(error.in_full().contains("`size`: "), "{error}");
         assert!(!path.exists());
     }
 }
@@ -616,7 +618,7 @@ fn weights_beyond_the_threshold_go_to_a_data_file_that_runtimes_read() {
     agrees(&model, &path, [32, 24], &without_candle());
     let mut refused = None;
     if let Err(error) = Session::open(Runtime::Candle, &path, &runtime_options()) {
-        refused = Some(error.to_string());
+        refused = Some(error.in_full());
     }
     assert!(refused.unwrap().contains("external data"));
 }

@@ -34,6 +34,11 @@ in_full!(
     tec_zoo::checkpoint::CheckpointError,
     tec_zoo::convert::ConvertError,
     tec_zoo::model::CanonicalError,
+    tec_zoo::onnx::CalibrationError,
+    tec_zoo::onnx::CheckError,
+    tec_zoo::onnx::ContractError,
+    tec_zoo::onnx::ExportError,
+    tec_zoo::onnx::runtime::RuntimeError,
     tec_zoo::zoo::ZooError,
 );
 #[cfg(feature = "fetch")]

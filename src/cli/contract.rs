@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{exit::Exit, hint::Advised, output::Output, registry};
+use super::hint::{self, Advised};
+use super::{exit::Exit, output::Output, registry};
 use crate::onnx::{CONSUMERS, Contract, Expectation};
 
 /// What a graph or a model promises: levels, strides, norm, prefix tokens, mean and std, resampling, lineage
@@ -43,13 +44,19 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let expectation = expectation(other)?;
     let differences = contract.differences(&expectation);
     if args.json {
+        let differences = differences.iter().map(|difference| {
+            let mut value = serde_json::to_value(difference)?;
+            value["next"] = hint::shown(&difference.next).into();
+            Ok(value)
+        });
+        let differences = differences.collect::<Result<Vec<_>>>()?;
         output.json(&json!({ "of": contract.of, "expected_by": expectation.of, "differences": differences }))?;
     } else {
         for difference in &differences {
             let here = difference.here.as_ref().map_or_else(|| "nothing".to_owned(), shown);
             let expected = shown(&difference.expected);
             output.line(format_args!("{}: {here} here, {expected} expected", difference.field))?;
-            output.line(format_args!("  {}\n  hint: {}", difference.why, difference.next))?;
+            output.line(format_args!("  {}\n  hint: {}", difference.why, hint::shown(&difference.next)))?;
         }
         if differences.is_empty() {
             output.line(format_args!("{} is what {} expects", contract.of, expectation.of))?;

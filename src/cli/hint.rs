@@ -8,11 +8,13 @@ use crate::hint::{Argument, Command, Hint, Part, Setting};
 use crate::identify::IdentifyError;
 use crate::kernels::{DeviceError, KernelError};
 use crate::model::CanonicalError;
+use crate::onnx::runtime::RuntimeError;
+use crate::onnx::{CalibrationError, CheckError, ContractError, ExportError};
 use crate::verify::VerifyError;
 use crate::zoo::ZooError;
 
 /// Fields whose flag has another name; every other flag is its field's name, with hyphens.
-const RENAMED: [(&str, &str); 4] = [("norm_eps", "eps"), ("layout", "to"), ("purpose", "for"), ("level_norm", "norm")];
+const RENAMED: [(&str, &str); 3] = [("norm_eps", "eps"), ("layout", "to"), ("purpose", "for")];
 
 /// What the first error of the chain that has advice says to do next.
 pub(super) fn of(error: &anyhow::Error) -> Option<Hint> {
@@ -27,13 +29,18 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<Hint> {
     }
     first![
         Advised,
+        CalibrationError,
         CanonicalError,
+        CheckError,
         CheckpointError,
+        ContractError,
         ConvertError,
         DeviceError,
+        ExportError,
         FetchError,
         IdentifyError,
         KernelError,
+        RuntimeError,
         VerifyError,
         ZooError
     ]
@@ -93,6 +100,9 @@ fn flag(Setting { name, value }: &Setting) -> String {
     if name.contains('.') {
         // The key of a recipe.
         return format!("--set {name}={}", value.as_deref().unwrap_or("…"));
+    }
+    if name == "size" && value.as_deref() == Some("dynamic") {
+        return "--dynamic".to_owned();
     }
     let renamed = RENAMED.iter().find(|(field, _)| field == name).map(|(_, flag)| *flag);
     let flag = renamed.map_or_else(|| name.replace('_', "-"), str::to_owned);

@@ -1,7 +1,7 @@
 //! Which runtimes are asked, and where they are found.
 
 use super::output::{Output, Paint};
-use crate::onnx::runtime::{Runtime, RuntimeOptions};
+use crate::onnx::runtime::{Runtime, RuntimeError, RuntimeOptions};
 use crate::onnx::{CheckReport, RuntimeVerdict};
 
 /// What the environment says about runtimes.
@@ -15,7 +15,10 @@ pub(super) fn options(threads: Option<usize>) -> RuntimeOptions {
 
 /// `ort,tract,candle`.
 pub(super) fn parse(text: &str) -> Result<Runtime, String> {
-    text.parse().map_err(|error: crate::onnx::runtime::RuntimeError| error.to_string())
+    text.parse().map_err(|error: RuntimeError| match error.hint() {
+        Some(hint) => format!("{error}\nhint: {hint}"),
+        None => error.to_string(),
+    })
 }
 
 /// Prints a check's report as a table.

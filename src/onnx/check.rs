@@ -10,7 +10,9 @@ use super::export::{Adapters, ExportError, ExportOptions, ExportReport, export};
 use super::feed::{Feed, Interface};
 use super::purpose::{LevelNorm, MapOptions, NeckUse, Purpose};
 use super::read::{ModelInfo, ReadError};
-use super::runtime::{Images, Output, Runtime, RuntimeOptions, Session};
+use super::runtime::{Images, Output, Runtime, RuntimeError, RuntimeOptions, Session};
+use crate::causes::in_full;
+use crate::hint::Hint;
 #[cfg(not(feature = "candle"))]
 use crate::model::ModelConfig;
 use crate::model::{Canonical, FeatureOutput};
@@ -123,6 +125,16 @@ pub enum CheckError {
         /// Why.
         reason: String,
     },
+}
+
+impl CheckError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Export(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
 
 /// One output compared.
@@ -253,8 +265,8 @@ pub fn check(path: &Path, reference: Reference<'_>, options: &CheckOptions) -> R
         };
         for (runtime, session) in &mut sessions {
             let ran = match session {
-                Ok(session) => input.run(session).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
+                Ok(session) => input.run(session).map_err(|error| reason(&error)),
+                Err(error) => Err(reason(error)),
             };
             let verdict = match ran {
                 Err(reason) => RuntimeVerdict::CouldNotRun { reason },
@@ -337,9 +349,13 @@ fn reference_outputs(
     _: &Purpose,
     _: Adapters,
 ) -> Result<Vec<Output>, CheckError> {
-    Err(CheckError::Reference {
-        reason: "this build has no eager forward pass\nhint: build with the feature `candle`".into(),
-    })
+    Err(CheckError::Reference { reason: "this build has no eager forward pass: that is the feature `candle`".into() })
+}
+
+/// Why a runtime did not run, with what to do about it.
+fn reason(error: &RuntimeError) -> String {
+    let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
+    in_full(error) + &hint.unwrap_or_default()
 }
 
 fn compare(expected: &[Output], outputs: Vec<Output>, tolerance: Tolerance) -> Vec<OutputCheck> {

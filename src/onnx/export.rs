@@ -11,6 +11,7 @@ use super::purpose::{MapContract, Purpose, outputs};
 use super::record::{Record, padded};
 use super::target::{Dialect, Target};
 use super::write::{MESSAGE_LIMIT, Model};
+use crate::hint::Hint;
 use crate::model::{Canonical, ModelConfig, Resample, VitConfig};
 
 /// Name of the graph's input: (B, 3, H, W), normalised as the metadata says.
@@ -100,9 +101,7 @@ impl Default for ExportOptions {
 #[non_exhaustive]
 pub enum ExportError {
     /// The image does not fall apart into patches.
-    #[error(
-        "an image of {height}×{width} cannot be exported: {reason}\nhint: sides are multiples of the patch side {patch}, such as --size {suggestion}, or made so by --pad"
-    )]
+    #[error("an image of {height}×{width} cannot be exported: {reason}")]
     Size {
         /// Pixels.
         height: usize,
@@ -116,9 +115,7 @@ pub enum ExportError {
         suggestion: String,
     },
     /// Padding that would not give whole patches.
-    #[error(
-        "--pad={multiple} is not possible: it is no multiple of the patch side {patch}\nhint: --pad alone pads to whole patches"
-    )]
+    #[error("padding to {multiple} pixels is not possible: they are no multiple of the patch side {patch}")]
     Padding {
         /// Asked for.
         multiple: usize,
@@ -126,7 +123,7 @@ pub enum ExportError {
         patch: usize,
     },
     /// The operator set does not fit the target.
-    #[error("--opset {opset} is not possible for --target {target}: {reason}\nhint: {oldest} to {newest} are")]
+    #[error("opset {opset} is not possible for the target `{target}`: {reason}")]
     Opset {
         /// Asked for.
         target: Target,
@@ -140,9 +137,7 @@ pub enum ExportError {
         reason: &'static str,
     },
     /// A level is no block, or the list is empty, repeated or out of order.
-    #[error(
-        "levels {levels:?} are not possible: {reason}\nhint: increasing block numbers from 0 to {last}, such as --levels {suggestion}"
-    )]
+    #[error("levels {levels:?} are not possible: {reason}")]
     Levels {
         /// Asked for.
         levels: Vec<usize>,
@@ -154,25 +149,23 @@ pub enum ExportError {
         suggestion: String,
     },
     /// The maps asked for are not the model's to give.
-    #[error("the maps are not possible: {reason}\nhint: {hint}")]
+    #[error("the maps are not possible: {reason}")]
     Neck {
         /// Why.
         reason: &'static str,
         /// What next.
-        hint: &'static str,
+        hint: Hint,
     },
     /// Adapters were asked for and there are none, or the outputs have no use for them.
-    #[error("adapters cannot be kept: {reason}\nhint: {hint}")]
+    #[error("adapters cannot be kept: {reason}")]
     NoAdapters {
         /// Why.
         reason: &'static str,
         /// What next.
-        hint: &'static str,
+        hint: Hint,
     },
     /// A weight is too large for f16.
-    #[error(
-        "`{name}` cannot be f16: it holds {largest}, and f16 ends at 65504\nhint: export it with --dtype f32 or int8"
-    )]
+    #[error("`{name}` cannot be f16: it holds {largest}, and f16 ends at 65504")]
     BeyondHalf {
         /// The parameter.
         name: String,
@@ -180,7 +173,7 @@ pub enum ExportError {
         largest: f32,
     },
     /// A weight is no number.
-    #[error("`{name}` cannot be rounded: it holds {value}\nhint: the checkpoint is damaged; fetch or convert it anew")]
+    #[error("`{name}` cannot be rounded: it holds {value}")]
     NotFinite {
         /// The parameter.
         name: String,
@@ -202,7 +195,7 @@ pub enum ExportError {
         reason: String,
     },
     /// The file could not be written.
-    #[error("cannot write `{path}`: {source}")]
+    #[error("cannot write `{path}`")]
     Write {
         /// The file.
         path: String,
@@ -214,6 +207,26 @@ pub enum ExportError {
 impl ExportError {
     pub(super) fn unrecordable(operation: &'static str, reason: String) -> Self {
         Self::Unrecordable { operation, reason }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Size { patch, suggestion, .. } => {
+                let sides = format!("sides are multiples of the patch side {patch}, such as ");
+                Hint::new().words(sides).set("size", suggestion.clone()).words(", or made so by ").option("pad")
+            }
+            Self::Padding { .. } => Hint::new().option("pad").words(" alone pads to whole patches"),
+            Self::Opset { oldest, newest, .. } => format!("{oldest} to {newest} are").into(),
+            Self::Levels { last, suggestion, .. } => {
+                let levels = format!("increasing block numbers from 0 to {last}, such as ");
+                Hint::new().words(levels).set("levels", suggestion.clone())
+            }
+            Self::Neck { hint, .. } | Self::NoAdapters { hint, .. } => hint.clone(),
+            Self::BeyondHalf { .. } => Hint::new().words("export it with ").one_of("dtype", ["f32", "int8"]),
+            Self::NotFinite { .. } => "the checkpoint is damaged; fetch or convert it anew".into(),
+            _ => return None,
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::check::{CheckError, CheckOptions, CheckReport, Reference, RuntimeVerdict, check};
 use super::export::{ExportOptions, Size, export};
 use super::runtime::Runtime;
+use crate::causes::in_full;
 use crate::model::Canonical;
 
 /// A way to export, with what distinguishes it.
@@ -77,7 +78,7 @@ pub fn row(model: &Canonical, variant: &Variant, scratch: &Path, options: &Check
     for size in sizes(model, variant.options.size) {
         let export_options = ExportOptions { size, ..variant.options.clone() };
         if let Err(error) = export(model, &path, &export_options) {
-            row.refused = error.to_string().lines().next().map(str::to_owned);
+            row.refused = Some(in_full(&error));
             return Ok(row);
         }
         reports.push(check(&path, Reference::Model(model), options)?);

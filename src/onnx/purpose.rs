@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::export::{Adapters, ExportError};
+use crate::hint::Hint;
 use crate::model::{
     Adapted, Feature, FeatureOutput, Features, Map, ModelConfig, Neck, Ops, RelativePosition, Vit, VitConfig, Window,
     pyramid_levels, quarters,
@@ -96,7 +97,7 @@ pub struct MapContract {
 }
 
 impl Purpose {
-    /// The name `--for` takes.
+    /// The name it is chosen by.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
@@ -167,7 +168,8 @@ impl Purpose {
                     }
                     Some(Neck::FeaturePyramid { .. }) => {
                         let reason = "the model's neck reads four levels, and ViTDet's one";
-                        return Err(ExportError::Neck { reason, hint: "use --for upernet or --for cascade-mask-rcnn" });
+                        let hint = Hint::new().words("use ").one_of("purpose", ["upernet", "cascade-mask-rcnn"]);
+                        return Err(ExportError::Neck { reason, hint });
                     }
                 };
                 MapContract { levels, strides, level_norm: LevelNorm::Raw, neck }
@@ -186,17 +188,20 @@ impl Purpose {
             (false, Some(Neck::FeaturePyramid { .. })) => NeckUse::FeaturePyramid,
             (false, Some(Neck::SimplePyramid { .. })) => {
                 let reason = "the model's neck is ViTDet's, which reads one level";
-                return Err(ExportError::Neck { reason, hint: "use --for vitdet" });
+                let hint = Hint::new().words("use ").set("purpose", "vitdet");
+                return Err(ExportError::Neck { reason, hint });
             }
         };
         if neck != NeckUse::Downstream && levels.len() != 4 {
             let reason = "a pyramid is made of four levels";
-            return Err(ExportError::Neck { reason, hint: "give four blocks to --levels, or leave it out" });
+            let hint = Hint::new().words("give four blocks to ").option("levels").words(", or leave it out");
+            return Err(ExportError::Neck { reason, hint });
         }
         let level_norm = match (options.norm, vit.final_norm) {
             (Some(LevelNorm::Final), false) => {
                 let reason = "the model has no final norm";
-                return Err(ExportError::Neck { reason, hint: "use --norm raw" });
+                let hint = Hint::new().words("use ").set("norm", "raw");
+                return Err(ExportError::Neck { reason, hint });
             }
             (Some(norm), _) => norm,
             (None, false) => LevelNorm::Raw,
@@ -220,7 +225,7 @@ impl Purpose {
         let vit = &config.vit;
         if adapters == Adapters::Keep && vit.adapters.is_none() {
             let hint = "convert a TEC training checkpoint; released TEC files and other families have none";
-            return Err(ExportError::NoAdapters { reason: "this model has none", hint });
+            return Err(ExportError::NoAdapters { reason: "this model has none", hint: hint.into() });
         }
         self.maps(config)?;
         match self {

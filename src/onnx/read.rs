@@ -18,7 +18,7 @@ use crate::wire::{Field, Reader, WireError, WireType};
 #[non_exhaustive]
 pub enum ReadError {
     /// The file could not be read.
-    #[error("cannot read `{path}`: {source}")]
+    #[error("cannot read `{path}`")]
     Io {
         /// The file.
         path: String,
@@ -26,7 +26,7 @@ pub enum ReadError {
         source: std::io::Error,
     },
     /// The bytes are no ONNX model.
-    #[error("`{path}` is not an ONNX model: {source}")]
+    #[error("`{path}` is not an ONNX model")]
     Malformed {
         /// The file.
         path: String,

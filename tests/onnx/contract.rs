@@ -1,6 +1,7 @@
 //! What files promise, and consumers that expect something else.
 
 use super::*;
+use crate::words::InFull;
 use serde_json::{Value, json};
 use tec_zoo::onnx::{Contract, ContractError, Expectation, LevelNorm, MapOptions};
 
@@ -67,7 +68,7 @@ fn every_mismatch_is_named_with_what_goes_wrong() {
     let differences = contract.differences(&expected);
     assert_eq!(fields(&contract, &expected), ["level_norm", "resample"]);
     assert_eq!((&differences[0].here, &differences[0].expected), (&Some(json!("final")), &json!("raw")));
-    assert!(differences[0].why.contains("final norm") && differences[0].next.contains("--norm"));
+    assert!(differences[0].why.contains("final norm") && differences[0].next.to_string().contains("`norm`: raw"));
 
     let others = MapOptions { levels: vec![2, 5, 8, 11], ..MapOptions::default() };
     let contract = promised(&ibot, &dir, Purpose::CascadeMaskRcnn(others), Size::Fixed([64, 64]));
@@ -174,13 +175,13 @@ fn hashes_of_digits_stay_texts_and_fields_keep_their_order() {
 #[test]
 fn what_is_no_expectation_or_no_contract_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = |text: &str| lines(&dir, text).unwrap_err().to_string();
+    let refused = |text: &str| lines(&dir, text).unwrap_err().in_full();
     assert!(refused("level_nrom = \"raw\"").contains("did you mean `level_norm`"));
     assert!(refused("levels = ").contains("is no list of expectations"));
     assert!(refused("").contains("expects nothing"));
     assert!(refused(&"#".repeat(2 << 20)).contains("larger than 1 MiB"));
     assert!(Expectation::of_consumer("no such consumer").is_none());
-    let absent = Expectation::of_file(&file(&dir, "absent.toml")).unwrap_err().to_string();
+    let absent = Expectation::of_file(&file(&dir, "absent.toml")).unwrap_err().in_full();
     assert!(absent.contains("absent.toml"), "{absent}");
 
     // Another tool's file: a graph, and nothing about it.

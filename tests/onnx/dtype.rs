@@ -1,6 +1,7 @@
 //! Exports in narrower numbers: f16 products between f32 islands, and weights in eight bits.
 
 use super::*;
+use crate::words::InFull;
 use tec_zoo::onnx::{
     CALIBRATED_COSINE, Calibration, CalibrationError, Calibrator, Dtype as Numbers, HALF_COSINE, INT8_COSINE,
 };
@@ -265,7 +266,7 @@ fn weights_that_cannot_be_rounded_are_named_and_nothing_is_written() {
             values
         });
         let model = Canonical::open(&folder).unwrap();
-        let refused = export(&model, &path, &of(dtype, Target::Portable)).unwrap_err().to_string();
+        let refused = export(&model, &path, &of(dtype, Target::Portable)).unwrap_err().in_full();
         assert!(refused.starts_with(expected), "{refused}");
         assert!(refused.contains("\nhint: "), "{refused}");
         assert!(!path.exists());

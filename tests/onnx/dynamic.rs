@@ -1,6 +1,7 @@
 //! One file for every image size: the position table resampled in the graph.
 
 use super::{Nano, agrees, file, is_tidy, runtime_options, runtimes, without_candle, write_tensors};
+use crate::words::InFull;
 use tec_zoo::model::{Canonical, Resample, position};
 use tec_zoo::onnx::runtime::{Images, Runtime, Session};
 use tec_zoo::onnx::{
@@ -215,7 +216,7 @@ fn a_graph_that_normalises_takes_pixels_in_every_runtime() {
         }
         let images = Some(Images::synthetic(1, [32, 24]));
         let refused = check(&path, Reference::Model(&model), &CheckOptions { images, ..options });
-        assert!(refused.unwrap_err().to_string().contains("u8 pixels"));
+        assert!(refused.unwrap_err().in_full().contains("u8 pixels"));
     }
 }
 
@@ -227,5 +228,5 @@ fn a_graph_of_one_size_is_not_checked_at_another() {
     export(&model, &path, &ExportOptions::default()).unwrap();
     let options = CheckOptions { sizes: vec![[64, 64]], runtimes: vec![Runtime::Tract], ..Default::default() };
     let refused = check(&path, Reference::Model(&model), &options).unwrap_err();
-    assert!(refused.to_string().contains("32×24, not 64×64"), "{refused}");
+    assert!(refused.in_full().contains("32×24, not 64×64"), "{refused}");
 }

@@ -1,6 +1,7 @@
 //! Exports for segmenters and detectors: levels, necks, windows and relative positions against the eager forward.
 
 use super::*;
+use crate::words::InFull;
 use tec_zoo::model::{Neck, RelativePosition, Window, neck_parameters};
 use tec_zoo::onnx::{LevelNorm, MapOptions};
 
@@ -80,8 +81,8 @@ fn levels_are_raw_or_normed_as_the_consumer_of_the_family_expects() {
     }
     let options = MapOptions { norm: Some(LevelNorm::Final), ..plain() };
     let options = ExportOptions { purpose: upernet(options), ..Default::default() };
-    let refused = export(&bare, &file(&dir, "x.onnx"), &options).unwrap_err().to_string();
-    assert_eq!(refused, "the maps are not possible: the model has no final norm\nhint: use --norm raw");
+    let refused = export(&bare, &file(&dir, "x.onnx"), &options).unwrap_err().in_full();
+    assert_eq!(refused, "the maps are not possible: the model has no final norm\nhint: use `norm`: raw");
 }
 
 #[test]
@@ -199,7 +200,7 @@ fn a_table_of_relative_positions_is_for_the_native_size() {
     exported(&tuned, &dir, &upernet(MapOptions::default()), [32, 24]);
     exported(&tuned, &dir, &Purpose::Tokens, [32, 24]);
     let options = ExportOptions { purpose: Purpose::Tokens, size: Size::Fixed([32, 32]), ..Default::default() };
-    let refused = export(&tuned, &file(&dir, "x.onnx"), &options).unwrap_err().to_string();
+    let refused = export(&tuned, &file(&dir, "x.onnx"), &options).unwrap_err().in_full();
     assert!(refused.contains("relative_position_bias_table"), "{refused}");
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::expectation::Expectation;
 use super::reasons::reason;
 use super::{Contract, Subject};
+use crate::hint::Hint;
 
 /// One thing that is not as expected.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,7 +20,7 @@ pub struct Difference {
     /// What goes wrong otherwise.
     pub why: &'static str,
     /// What to do.
-    pub next: &'static str,
+    pub next: Hint,
 }
 
 /// Fields an export decides: what a model says of them is not the last word.

@@ -18,6 +18,7 @@ pub use expectation::{CONSUMERS, Expectation};
 
 use super::metadata;
 use super::read::{InterfaceInfo, ModelInfo, ReadError};
+use crate::hint::{Command, Hint};
 use crate::model::Canonical;
 
 /// Why there is no contract.
@@ -28,23 +29,30 @@ pub enum ContractError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The file says nothing of itself.
-    #[error(
-        "`{path}` carries no contract: its metadata does not say what its outputs are\nhint: `tec-zoo export` writes it"
-    )]
+    #[error("`{path}` carries no contract: its metadata does not say what its outputs are")]
     Absent {
         /// The file.
         path: String,
     },
     /// What is expected could not be read.
-    #[error(
-        "`{path}` is no list of expectations: {reason}\nhint: `key = value` lines such as `levels = [3, 5, 7, 11]`"
-    )]
+    #[error("`{path}` is no list of expectations: {reason}")]
     Expectation {
         /// The file, or the consumer.
         path: String,
         /// What is wrong.
         reason: String,
     },
+}
+
+impl ContractError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Read(_) => None,
+            Self::Absent { .. } => Some(Hint::new().command(Command::new("export")).words(" writes it")),
+            Self::Expectation { .. } => Some("`key = value` lines such as `levels = [3, 5, 7, 11]`".into()),
+        }
+    }
 }
 
 /// What was looked at.

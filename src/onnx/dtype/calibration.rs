@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use super::{Dtype, Live, is_product};
+use crate::hint::Hint;
 use crate::model::Canonical;
 use crate::onnx::export::{ExportError, ExportOptions, recorded};
 use crate::onnx::graph::{Attribute, Element, Graph, Node, ValueInfo};
@@ -23,14 +24,26 @@ pub enum CalibrationError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     /// An image gave values that have no range.
-    #[error("the values that `{weight}` takes are not finite\nhint: the images or the model are damaged")]
+    #[error("the values that `{weight}` takes are not finite")]
     NotFinite {
         /// The Linear's weight.
         weight: String,
     },
     /// Nothing was seen.
-    #[error("there are no images to calibrate with\nhint: a folder of a few dozen that the model will meet is enough")]
+    #[error("there are no images to calibrate with")]
     NoImages,
+}
+
+impl CalibrationError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Export(error) => error.hint(),
+            Self::Runtime(error) => error.hint(),
+            Self::NotFinite { .. } => Some("the images or the model are damaged".into()),
+            Self::NoImages => Some("a folder of a few dozen that the model will meet is enough".into()),
+        }
+    }
 }
 
 /// Least and greatest value that each Linear of an export takes.

@@ -16,7 +16,9 @@ pub(super) type GraphMap = Map<Value, [Extent; 2]>;
 pub(super) fn known(operation: &'static str, grid: [Extent; 2]) -> Result<[usize; 2]> {
     match grid {
         [Extent::Fixed(rows), Extent::Fixed(columns)] => Ok([rows, columns]),
-        _ => Err(ExportError::unrecordable(operation, "the image's size must be known: give --size HxW".to_owned())),
+        _ => {
+            Err(ExportError::unrecordable(operation, "the image's size must be known: it cannot be dynamic".to_owned()))
+        }
     }
 }
 

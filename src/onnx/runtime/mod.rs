@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use library::find_ort_library;
 
+use crate::hint::Hint;
 use crate::model::Preprocessing;
 
 /// A runtime this tool can drive.
@@ -85,13 +86,13 @@ impl RuntimeOptions {
 #[non_exhaustive]
 pub enum RuntimeError {
     /// No such runtime.
-    #[error("there is no runtime `{name}`\nhint: ort, tract and candle are")]
+    #[error("there is no runtime `{name}`")]
     Unknown {
         /// The name given.
         name: String,
     },
     /// This build was made without the runtime.
-    #[error("this build has no {runtime}\nhint: build with the feature `{feature}`")]
+    #[error("this build has no {runtime}")]
     NotBuilt {
         /// The runtime.
         runtime: Runtime,
@@ -99,17 +100,13 @@ pub enum RuntimeError {
         feature: &'static str,
     },
     /// No ONNX Runtime on this machine.
-    #[error(
-        "ONNX Runtime was not found in {searched} places\nhint: `pip install onnxruntime`, or set ORT_DYLIB_PATH to its library (libonnxruntime.so, onnxruntime.dll, libonnxruntime.dylib)"
-    )]
+    #[error("ONNX Runtime was not found in {searched} places")]
     OrtNotFound {
         /// Number of folders looked at.
         searched: usize,
     },
     /// ONNX Runtime's library is there and does not load.
-    #[error(
-        "ONNX Runtime could not be loaded: {reason}\nhint: set ORT_DYLIB_PATH to a library of version 1.22 or newer"
-    )]
+    #[error("ONNX Runtime could not be loaded: {reason}")]
     OrtLibrary {
         /// The loader's reason.
         reason: String,
@@ -122,6 +119,22 @@ pub enum RuntimeError {
         /// Its reason.
         reason: String,
     },
+}
+
+impl RuntimeError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Unknown { .. } => "ort, tract and candle are".into(),
+            Self::NotBuilt { feature, .. } => format!("build with the feature `{feature}`").into(),
+            Self::OrtNotFound { .. } => {
+                let library = "libonnxruntime.so, onnxruntime.dll or libonnxruntime.dylib";
+                format!("`pip install onnxruntime`, or set ORT_DYLIB_PATH to its library ({library})").into()
+            }
+            Self::OrtLibrary { .. } => "set ORT_DYLIB_PATH to a library of version 1.22 or newer".into(),
+            _ => return None,
+        })
+    }
 }
 
 /// Normalised images (B, 3, H, W), row-major.
