@@ -11,6 +11,8 @@ use std::time::Duration;
 use candle_core::{DType, Device, Tensor};
 use tec_zoo::train::distributed::{DistributedError, Launcher, Meeting, Place, SHARED, World};
 
+use crate::words::InFull;
+
 fn place(variables: &[(&str, &str)]) -> Result<Place, DistributedError> {
     let variables: HashMap<_, _> = variables.iter().copied().collect();
     Place::read(|name| variables.get(name).map(ToString::to_string))
@@ -105,7 +107,7 @@ fn variables_that_make_no_sense_are_refused_by_name() {
             "`MASTER_PORT=0` is not what a launcher would set",
         ),
     ] {
-        let error = place(variables).unwrap_err().to_string();
+        let error = place(variables).unwrap_err().in_full();
         assert!(error.starts_with(said), "{error}");
     }
 }
@@ -132,8 +134,8 @@ fn a_process_on_its_own_keeps_its_values() {
 #[test]
 fn a_build_without_mpi_does_not_start_two_runs_that_know_nothing_of_each_other() {
     let two = Place { size: 2, launcher: Launcher::Mpirun, ..Place::alone() };
-    let error = World::join(two, &Device::Cpu).err().unwrap().to_string();
-    assert!(error.contains("hint: build with `--features mpi`"), "{error}");
+    let error = World::join(two, &Device::Cpu).err().unwrap().in_full();
+    assert!(error.contains("hint: build with the feature `mpi`"), "{error}");
 }
 
 /// A world of `size` on a port that is free now.
@@ -213,7 +215,7 @@ fn a_stranger_at_the_port_is_turned_away() {
 #[test]
 fn who_does_not_come_is_named() {
     let places = world(3);
-    let error = Meeting::join(&places[0], [0; SHARED], Duration::from_millis(50)).unwrap_err().to_string();
+    let error = Meeting::join(&places[0], [0; SHARED], Duration::from_millis(50)).unwrap_err().in_full();
     assert!(error.contains("ranks [1, 2] of 3 did not come"), "{error}");
     assert!(Meeting::join(&places[1], [0; SHARED], Duration::from_millis(50)).is_err());
     let nowhere = Place { meeting: None, ..places[0].clone() };

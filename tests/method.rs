@@ -17,6 +17,8 @@ use tec_zoo::train::{
     Precision, Step, StepError, StepReport, StepSettings, Target,
 };
 
+use crate::words::InFull;
+
 const ACTIVATIONS: f64 = 1e-5;
 const GRADIENTS: f64 = 1e-4;
 
@@ -414,11 +416,11 @@ fn an_update_of_too_few_or_too_many_micro_batches_is_refused_and_changes_nothing
     let before = step.state().unwrap();
     let mut short = step.update(2, &world).unwrap();
     short.add(&batch).unwrap();
-    let refused = short.finish(1e-3).unwrap_err().to_string();
+    let refused = short.finish(1e-3).unwrap_err().in_full();
     assert!(refused.contains("an update of 2 micro-batches was given 1"), "{refused}");
     let mut long = step.update(1, &world).unwrap();
     long.add(&batch).unwrap();
-    let refused = long.add(&batch).unwrap_err().to_string();
+    let refused = long.add(&batch).unwrap_err().in_full();
     assert!(refused.contains("an update of 1 micro-batches was given 2"), "{refused}");
     drop(long);
     assert!(step.state().unwrap() == before, "the weights moved");
@@ -552,7 +554,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_changes_nothing() {
     batch.images[5] = f32::NAN;
     let refused = step.run(&[batch], 1e-3, &alone()).unwrap_err();
     assert!(matches!(&refused, StepError::NonFinite { step: 2, .. }), "{refused}");
-    assert!(refused.to_string().contains("loss"), "{refused}");
+    assert!(refused.in_full().contains("loss"), "{refused}");
     assert!(step.state().unwrap() == before);
 }
 
@@ -565,7 +567,7 @@ fn what_does_not_fit_together_is_refused_with_a_reason() {
         let settings = StepSettings { method, ..reference.settings() };
         match Step::new(base, vit, settings, &device()) {
             Ok(_) => panic!("accepted"),
-            Err(error) => error.to_string(),
+            Err(error) => error.in_full(),
         }
     };
     let vit = reference.vit("");

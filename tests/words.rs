@@ -45,3 +45,10 @@ in_full!(
 in_full!(tec_zoo::identify::IdentifyError, tec_zoo::fetch::FetchError);
 #[cfg(feature = "candle")]
 in_full!(tec_zoo::kernels::KernelError, tec_zoo::verify::VerifyError);
+#[cfg(feature = "train")]
+in_full!(
+    tec_zoo::train::RecipeError,
+    tec_zoo::train::RunError,
+    tec_zoo::train::StepError,
+    tec_zoo::train::distributed::DistributedError,
+);

@@ -10,7 +10,10 @@ use crate::kernels::{DeviceError, KernelError};
 use crate::model::CanonicalError;
 use crate::onnx::runtime::RuntimeError;
 use crate::onnx::{CalibrationError, CheckError, ContractError, ExportError};
+use crate::train::distributed::DistributedError;
+use crate::train::{RecipeError, RunError, StepError};
 use crate::verify::VerifyError;
+use crate::view::ViewError;
 use crate::zoo::ZooError;
 
 /// Fields whose flag has another name; every other flag is its field's name, with hyphens.
@@ -36,12 +39,17 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<Hint> {
         ContractError,
         ConvertError,
         DeviceError,
+        DistributedError,
         ExportError,
         FetchError,
         IdentifyError,
         KernelError,
+        RecipeError,
+        RunError,
         RuntimeError,
+        StepError,
         VerifyError,
+        ViewError,
         ZooError
     ]
 }

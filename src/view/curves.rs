@@ -5,6 +5,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::hint::{Command, Hint};
 use crate::staged::StagedFile;
 use crate::train::StepRecord;
 
@@ -28,7 +29,7 @@ pub enum ViewError {
         run: String,
     },
     /// A run's metrics could not be read.
-    #[error("cannot read the metrics of `{run}`: {source}\nhint: a run is the folder `tec-zoo pretrain --out` made")]
+    #[error("cannot read the metrics of `{run}`")]
     Read {
         /// The run.
         run: String,
@@ -42,13 +43,26 @@ pub enum ViewError {
         reason: String,
     },
     /// The picture could not be written.
-    #[error("cannot write `{path}`: {source}")]
+    #[error("cannot write `{path}`")]
     Write {
         /// The file.
         path: String,
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+impl ViewError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Read { .. } => {
+                let pretrain = Command::new("pretrain").set("out", "DIR");
+                Some(Hint::new().words("a run is the folder that ").command(pretrain).words(" made"))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Panel size in pixels.

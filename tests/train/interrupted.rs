@@ -167,7 +167,7 @@ fn a_full_disk_ends_the_run_with_a_reason_and_the_last_checkpoint_whole() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("error: cannot write `full/checkpoints/step-"), "{stderr}");
-    assert!(stderr.contains("hint: make room, then go on with --resume"), "{stderr}");
+    assert!(stderr.contains("hint: make room, then go on with `--resume`"), "{stderr}");
     let after = checkpoints(&place.path("full"));
     assert_eq!(after.iter().collect::<Vec<_>>(), before, "nothing came, nothing went");
     place.ok(&place.resume("full", &[]));

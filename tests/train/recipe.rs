@@ -3,13 +3,15 @@
 use tec_zoo::train::{Recipe, Target};
 use tec_zoo::zoo::Zoo;
 
+use crate::words::InFull;
+
 fn load(name: &str) -> Recipe {
     Recipe::load(name, &[]).unwrap()
 }
 
 fn set(sets: &[&str]) -> Result<Recipe, String> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    Recipe::load("nano", &sets).map_err(|error| error.to_string())
+    Recipe::load("nano", &sets).map_err(|error| error.in_full())
 }
 
 #[test]
@@ -64,7 +66,7 @@ fn the_published_recipes_have_the_papers_settings() {
 fn an_unknown_key_is_an_error_with_its_line_and_column() {
     let text = load("nano").to_text().unwrap().replace("warmup_epochs", "warm_epochs");
     let line = text.lines().position(|line| line.starts_with("warm_epochs")).unwrap() + 1;
-    let error = Recipe::parse("mine.toml", &text, &[]).unwrap_err().to_string();
+    let error = Recipe::parse("mine.toml", &text, &[]).unwrap_err().in_full();
     assert!(error.starts_with("cannot use the recipe `mine.toml`: "), "{error}");
     assert!(error.contains(&format!("line {line}, column 1")), "{error}");
     assert!(error.contains("unknown field `warm_epochs`"), "{error}");
@@ -124,9 +126,9 @@ fn a_wrong_override_says_what_is_wrong_and_what_was_meant() {
         let error = set(&[text]).unwrap_err();
         assert!(error.contains(expected), "{text}: {error}");
     }
-    let error = Recipe::load("tec-mae-vitb-30ep", &[]).unwrap_err().to_string();
+    let error = Recipe::load("tec-mae-vitb-30ep", &[]).unwrap_err().in_full();
     assert!(error.contains("did you mean `tec-mae-vitb-300ep`"), "{error}");
-    let error = Recipe::load("absent.toml", &[]).unwrap_err().to_string();
+    let error = Recipe::load("absent.toml", &[]).unwrap_err().in_full();
     assert!(error.starts_with("cannot read the recipe `absent.toml`"), "{error}");
 }
 

@@ -22,6 +22,8 @@ pub use reduction::Reduction;
 
 use candle_core::Device;
 
+use crate::hint::Hint;
+
 /// The processes of a run, seen from one of them.
 pub struct World {
     place: Place,
@@ -184,7 +186,7 @@ pub enum DistributedError {
         value: String,
     },
     /// One of a launcher's variables is missing.
-    #[error("`{present}` is set, but not `{missing}`\nhint: start with torchrun, mpirun or srun, which set both")]
+    #[error("`{present}` is set, but not `{missing}`")]
     Incomplete {
         /// The variable that is there.
         present: &'static str,
@@ -204,10 +206,7 @@ pub enum DistributedError {
         size_name: &'static str,
     },
     /// The build cannot do it.
-    #[error(
-        "started as one of {size} processes, but this build cannot join them on {device}\n\
-         hint: build with `--features {feature}`, or start a single process"
-    )]
+    #[error("started as one of {size} processes, but this build cannot join them on {device}")]
     NoEngine {
         /// Processes in all.
         size: usize,
@@ -217,19 +216,13 @@ pub enum DistributedError {
         feature: &'static str,
     },
     /// On CPUs, MPI starts the processes.
-    #[error(
-        "started as one of {size} processes by torchrun, but processes on CPUs are joined by MPI\n\
-         hint: start with `mpirun -n {size} tec-zoo …`, or choose `--device cuda`"
-    )]
+    #[error("started as one of {size} processes by torchrun, but processes on CPUs are joined by MPI")]
     NotMpi {
         /// Processes in all.
         size: usize,
     },
     /// The engine and the launcher's variables differ.
-    #[error(
-        "MPI says that this is {seen}, the launcher's variables {told}\n\
-         hint: is `mpirun` of the MPI library this was built with, and are old variables set?"
-    )]
+    #[error("MPI says that this is {seen}, the launcher's variables {told}")]
     Disagreement {
         /// What the engine says.
         seen: String,
@@ -237,15 +230,13 @@ pub enum DistributedError {
         told: String,
     },
     /// Nobody said where rank 0 is.
-    #[error("nothing says where rank 0 of {size} processes can be met\nhint: set `MASTER_ADDR` to its host name")]
+    #[error("nothing says where rank 0 of {size} processes can be met")]
     NoMeetingPoint {
         /// Processes in all.
         size: usize,
     },
     /// The processes did not find one another.
-    #[error(
-        "rank {rank} met nobody at `{address}`: {reason}\nhint: `MASTER_ADDR` and `MASTER_PORT` name another place"
-    )]
+    #[error("rank {rank} met nobody at `{address}`: {reason}")]
     Meeting {
         /// This process's rank.
         rank: usize,
@@ -255,9 +246,7 @@ pub enum DistributedError {
         reason: String,
     },
     /// A process is gone.
-    #[error(
-        "lost the connection to rank {rank} of {size}: the run ends here\nhint: resume it from its last checkpoint"
-    )]
+    #[error("lost the connection to rank {rank} of {size}: the run ends here")]
     Lost {
         /// Which one: rank 0's connection also breaks when any other process is lost.
         rank: usize,
@@ -289,4 +278,27 @@ pub enum DistributedError {
         /// Its reason.
         reason: String,
     },
+}
+
+impl DistributedError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Incomplete { .. } => "start with torchrun, mpirun or srun, which set both".into(),
+            Self::NoEngine { feature, .. } => {
+                format!("build with the feature `{feature}`, or start a single process").into()
+            }
+            Self::NotMpi { size } => {
+                Hint::new().words(format!("start with `mpirun -n {size}`, or choose ")).set("device", "cuda")
+            }
+            Self::Disagreement { .. } => {
+                "is `mpirun` of the MPI library this was built with, and are old variables set?".into()
+            }
+            Self::NoMeetingPoint { .. } => "set `MASTER_ADDR` to its host name".into(),
+            Self::Meeting { .. } => "`MASTER_ADDR` and `MASTER_PORT` name another place".into(),
+            Self::Lost { .. } => "resume it from its last checkpoint".into(),
+            Self::Engine { engine: "NCCL", .. } => "`NCCL_DEBUG=WARN` makes it say more".into(),
+            _ => return None,
+        })
+    }
 }

@@ -170,13 +170,9 @@ impl Drop for Process {
 
 fn failed(error: &result::NcclError) -> DistributedError {
     let reason = match error.0 {
-        sys::ncclResult_t::ncclSystemError => {
-            "a system call failed, or libnccl.so.2 was not found\nhint: `NCCL_DEBUG=WARN` makes it say more".into()
-        }
-        sys::ncclResult_t::ncclInvalidUsage => {
-            "invalid usage, often two processes on one GPU\nhint: `NCCL_DEBUG=WARN` makes it say more".into()
-        }
-        code => format!("{code:?}\nhint: `NCCL_DEBUG=WARN` makes it say more"),
+        sys::ncclResult_t::ncclSystemError => "a system call failed, or libnccl.so.2 was not found".into(),
+        sys::ncclResult_t::ncclInvalidUsage => "invalid usage, often two processes on one GPU".into(),
+        code => format!("{code:?}"),
     };
     DistributedError::Engine { engine: "NCCL", reason }
 }

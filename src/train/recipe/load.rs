@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::Recipe;
 use super::embedded::EMBEDDED;
+use crate::hint::Hint;
 
 /// A recipe is a page of text.
 const MAX_BYTES: u64 = 1 << 20;
@@ -18,7 +19,7 @@ const OPTIONAL: [&str; 3] = ["base", "method.tau", "method.top_k"];
 #[non_exhaustive]
 pub enum RecipeError {
     /// No such recipe.
-    #[error("no recipe is called `{name}`{}\nhint: there are {}; a path ending in .toml is a file", meant(.near), .all.join(", "))]
+    #[error("no recipe is called `{name}`")]
     Unknown {
         /// What was asked for.
         name: String,
@@ -28,7 +29,7 @@ pub enum RecipeError {
         all: Vec<String>,
     },
     /// The file could not be read.
-    #[error("cannot read the recipe `{path}`: {source}")]
+    #[error("cannot read the recipe `{path}`")]
     Io {
         /// The file.
         path: String,
@@ -43,21 +44,21 @@ pub enum RecipeError {
         /// What is wrong.
         reason: String,
     },
-    /// `--set` without a value.
-    #[error("`--set {text}` is not `key=value`\nhint: such as `--set optimizer.epochs=100`")]
+    /// A setting without a value.
+    #[error("`{text}` is not `key=value`")]
     Form {
         /// What was given.
         text: String,
     },
-    /// `--set` with a key no recipe has.
-    #[error("no recipe has a key `{key}`{}", meant(.near))]
+    /// A setting with a key no recipe has.
+    #[error("no recipe has a key `{key}`")]
     Key {
         /// What was given.
         key: String,
         /// Keys that resemble it.
         near: Vec<String>,
     },
-    /// `--set` with a value its key cannot take.
+    /// A setting with a value its key cannot take.
     #[error("cannot set `{key}` to `{value}`: {reason}")]
     Value {
         /// The key.
@@ -69,14 +70,24 @@ pub enum RecipeError {
     },
 }
 
-fn meant(near: &[String]) -> String {
-    match near {
-        [] => String::new(),
-        near => {
-            let names: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
-            format!("\nhint: did you mean {}?", names.join(", "))
+impl RecipeError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Unknown { near, all, .. } => {
+                let files = format!("there are {}; a path ending in .toml is a file", all.join(", "));
+                Some(meant(near).map_or_else(|| files.clone(), |meant| format!("{meant} {files}")).into())
+            }
+            Self::Form { .. } => Some(Hint::new().words("such as ").set("optimizer.epochs", "100")),
+            Self::Key { near, .. } => meant(near).map(Hint::from),
+            _ => None,
         }
     }
+}
+
+fn meant(near: &[String]) -> Option<String> {
+    let names: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+    (!names.is_empty()).then(|| format!("did you mean {}?", names.join(", ")))
 }
 
 impl Recipe {
@@ -112,8 +123,8 @@ impl Recipe {
     ///
     /// let recipe = Recipe::load("tec-mae-vitb-300ep", &["optimizer.epochs=100".to_owned()])?;
     /// assert_eq!(recipe.optimizer.epochs, 100);
-    /// let error = Recipe::load("nano", &["optimizer.base_rl=1".to_owned()]).unwrap_err().to_string();
-    /// assert!(error.contains("did you mean `optimizer.base_lr`"), "{error}");
+    /// let error = Recipe::load("nano", &["optimizer.base_rl=1".to_owned()]).unwrap_err();
+    /// assert_eq!(error.hint().unwrap_or_default().to_string(), "did you mean `optimizer.base_lr`?");
     /// # Ok::<(), tec_zoo::train::RecipeError>(())
     /// ```
     pub fn load(recipe: &str, set: &[String]) -> Result<Self, RecipeError> {
@@ -179,7 +190,7 @@ impl Recipe {
             return Err(RecipeError::Key { key: key.to_owned(), near: resembling(key, &keys) });
         }
         let bad = |reason: String| RecipeError::Value { key: key.to_owned(), value: value.to_owned(), reason };
-        // A bare word is a text: `--set run.precision=bf16` needs no quotes within quotes.
+        // A bare word is a text: `run.precision=bf16` needs no quotes within quotes.
         let parsed = toml::from_str::<Table>(&format!("value = {value}"))
             .ok()
             .and_then(|mut table| table.remove("value"))

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::DataError;
+use crate::hint::{Command, Hint};
 use crate::model::CanonicalError;
 use crate::train::distributed::DistributedError;
 use crate::train::{Difference, RecipeError, StepError};
@@ -24,7 +25,7 @@ pub enum RunError {
     #[error(transparent)]
     Step(#[from] StepError),
     /// Reading or writing the run's own files.
-    #[error("cannot {action} `{path}`: {source}{}", after(source))]
+    #[error("cannot {action} `{path}`")]
     Io {
         /// `read` or `write`.
         action: &'static str,
@@ -34,23 +35,23 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The destination is taken.
-    #[error("`{path}` {why}\nhint: {hint}")]
+    #[error("`{path}` {why}")]
     Exists {
         /// The folder.
         path: String,
         /// By what.
         why: &'static str,
         /// What to do.
-        hint: &'static str,
+        hint: Hint,
     },
     /// Another process is at it.
-    #[error("another process is training in `{path}`\nhint: wait for it, or give another --out")]
+    #[error("another process is training in `{path}`")]
     Busy {
         /// The run's folder.
         path: String,
     },
     /// There is nothing to continue.
-    #[error("`{path}` holds no run to resume\nhint: a run is the folder `tec-zoo pretrain --out` made")]
+    #[error("`{path}` holds no run to resume")]
     NoRun {
         /// The folder.
         path: String,
@@ -64,17 +65,13 @@ pub enum RunError {
         reason: String,
     },
     /// The method needs a base model.
-    #[error(
-        "the recipe's target is the base's, and there is no base\nhint: `--base MODEL`, or `--set method.target=pixels`"
-    )]
+    #[error("the recipe's target is the base's, and there is no base")]
     NoBase,
     /// The base's k and τ are not known.
-    #[error(
-        "nobody published k and τ for this base\nhint: choose, and say so: `--set method.top_k=15 --set method.tau=1.8` are MAE ViT-B's"
-    )]
+    #[error("nobody published k and τ for this base")]
     NoTecSettings,
     /// The data are less than one update needs.
-    #[error("`{data}` has {images} images; one update needs {batch}\nhint: `--set optimizer.batch={images}`, or less")]
+    #[error("`{data}` has {}; one update needs {batch}", counted(*.images))]
     TooFew {
         /// The data.
         data: String,
@@ -85,7 +82,7 @@ pub enum RunError {
     },
     /// The batch cannot be shared out evenly.
     #[error(
-        "`optimizer.batch` {batch} is not the same number of micro-batches of {micro_batch} in each of {processes} processes\nhint: `--set optimizer.micro_batch=…`, or another number of processes"
+        "`optimizer.batch` {batch} is not the same number of micro-batches of {micro_batch} in each of {processes} processes"
     )]
     Shares {
         /// The recipe's batch.
@@ -105,7 +102,7 @@ pub enum RunError {
         step: u64,
     },
     /// The recipe is not the one the run was started with.
-    #[error("`{path}` was started with another recipe:\n{}\nhint: continue without these changes, or start a new run", lines(.differences))]
+    #[error("`{path}` was started with another recipe:\n{}", lines(.differences))]
     OtherRecipe {
         /// The run's folder.
         path: String,
@@ -125,15 +122,13 @@ pub enum RunError {
         is: String,
     },
     /// No checkpoint can be read.
-    #[error("no checkpoint in `{path}` is whole\nhint: start a new run")]
+    #[error("no checkpoint in `{path}` is whole")]
     NoCheckpoint {
         /// The folder.
         path: String,
     },
     /// A loss is not a number. Weights were not changed.
-    #[error(
-        "{term} is {value} in update {step}, of the images {images}\nhint: no weight was changed; `tec-zoo pretrain --replay {}` repeats it", .dump.display()
-    )]
+    #[error("{term} is {value} in update {step}, of the images {images}")]
     NonFinite {
         /// Which term.
         term: String,
@@ -148,15 +143,14 @@ pub enum RunError {
     },
 }
 
-/// What to do about a disk without room.
-fn after(source: &std::io::Error) -> &'static str {
+/// Whether the disk has no room.
+fn is_full(source: &std::io::Error) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    match source.kind() {
-        StorageFull | QuotaExceeded | FileTooLarge => {
-            "\nhint: make room, then go on with --resume: the checkpoints are whole"
-        }
-        _ => "",
-    }
+    matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn counted(images: u64) -> String {
+    if images == 1 { "1 image".to_owned() } else { format!("{images} images") }
 }
 
 fn lines(differences: &[Difference]) -> String {
@@ -164,6 +158,41 @@ fn lines(differences: &[Difference]) -> String {
 }
 
 impl RunError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Recipe(error) => return error.hint(),
+            Self::Model(error) => return error.hint(),
+            Self::Step(error) => return error.hint(),
+            Self::Distributed(error) => return error.hint(),
+            Self::Io { source, .. } if is_full(source) => {
+                Hint::new().words("make room, then go on with ").option("resume").words(": the checkpoints are whole")
+            }
+            Self::Exists { hint, .. } => hint.clone(),
+            Self::Busy { .. } => Hint::new().words("wait for it, or give another ").option("out"),
+            Self::NoRun { .. } => {
+                let pretrain = Command::new("pretrain").set("out", "DIR");
+                Hint::new().words("a run is the folder that ").command(pretrain).words(" made")
+            }
+            Self::NoBase => Hint::new().set("base", "MODEL").words(", or ").set("method.target", "pixels"),
+            Self::NoTecSettings => {
+                let both = Hint::new().words("choose, and say so: ").set("method.top_k", "15").words(" and ");
+                both.set("method.tau", "1.8").words(" are MAE ViT-B's")
+            }
+            Self::TooFew { images, .. } => Hint::new().set("optimizer.batch", images.to_string()).words(", or less"),
+            Self::Shares { .. } => {
+                Hint::new().set("optimizer.micro_batch", "N").words(", or another number of processes")
+            }
+            Self::OtherRecipe { .. } => "continue without these changes, or start a new run".into(),
+            Self::NoCheckpoint { .. } => "start a new run".into(),
+            Self::NonFinite { dump, .. } => {
+                let replay = Command::new("pretrain").set("replay", dump.display().to_string());
+                Hint::new().words("no weight was changed; ").command(replay).words(" repeats it")
+            }
+            _ => return None,
+        })
+    }
+
     /// An [`RunError::Io`] for `path`.
     pub(super) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> Self + 'a {
         move |source| Self::Io { action, path: path.display().to_string(), source }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::RunError;
+use crate::hint::Hint;
 use crate::staged::StagedFile;
 use crate::train::Recipe;
 
@@ -89,11 +90,11 @@ impl Folder {
             true => {}
             false if !started && resume => return Err(RunError::NoRun { path: shown() }),
             false if !started => {
-                let hint = "give the name of a new folder";
+                let hint = "give the name of a new folder".into();
                 return Err(RunError::Exists { path: shown(), why: "is not empty", hint });
             }
             false if !resume => {
-                let hint = "`--resume` continues it; or give the name of a new folder";
+                let hint = Hint::new().option("resume").words(" continues it; or give the name of a new folder");
                 return Err(RunError::Exists { path: shown(), why: "holds a run", hint });
             }
             false => {}

@@ -44,9 +44,7 @@ impl<'b> Base<'b> {
         let setup = |reason: String| Err(StepError::Setup { reason });
         let grid = student.grid();
         if !vit.class_token || !vit.plain_attention() {
-            let reason =
-                "the base was made for detection or segmentation: it has windows, relative positions or no class token";
-            return setup(format!("{reason}\nhint: the checkpoint that its training began with can be a base"));
+            return Err(StepError::Base);
         }
         if method.last_blocks == 0 || method.last_blocks > vit.depth {
             return setup(format!("`last_blocks` is {}; the base has {} blocks", method.last_blocks, vit.depth));

@@ -1,6 +1,7 @@
 //! Why an update could not be made.
 
 use super::super::distributed::DistributedError;
+use crate::hint::Hint;
 use crate::kernels::KernelError;
 use crate::model::position::PositionError;
 
@@ -14,6 +15,9 @@ pub enum StepError {
         /// What does not fit, and what would.
         reason: String,
     },
+    /// The base is no plain encoder.
+    #[error("the base was made for detection or segmentation: it has windows, relative positions or no class token")]
+    Base,
     /// The images of a batch do not fit the student.
     #[error("a batch of {images} values and {noise} noise values does not hold {count} images of {height}×{width}")]
     Batch {
@@ -29,7 +33,7 @@ pub enum StepError {
         width: usize,
     },
     /// A loss or a gradient is not a number any more; no weight was changed.
-    #[error("{term} is {value} in update {step}\nhint: no weight was changed; a lower learning rate or f32 may help")]
+    #[error("{term} is {value} in update {step}; no weight was changed")]
     NonFinite {
         /// `the feature loss`, `the gradient of blocks.3.…`, ….
         term: String,
@@ -59,4 +63,17 @@ pub enum StepError {
     /// The base's patches could not be placed on the student's grid.
     #[error(transparent)]
     Position(#[from] PositionError),
+}
+
+impl StepError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Base => Some("the checkpoint that its training began with can be a base".into()),
+            Self::NonFinite { .. } => Some("a lower learning rate or f32 may help".into()),
+            Self::Distributed(error) => error.hint(),
+            Self::Kernel(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
