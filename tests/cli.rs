@@ -6,20 +6,20 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// A run of the program with its own home and no colours; nothing of the machine's environment shows through.
-struct Program {
+pub(crate) struct Program {
     home: tempfile::TempDir,
 }
 
 impl Program {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { home: tempfile::tempdir().unwrap() }
     }
 
-    fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.home.path()
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_tec-zoo"))
             .args(arguments)
             .current_dir(self.dir())
@@ -30,7 +30,7 @@ impl Program {
     }
 
     /// Standard output of a run that must end with `code`.
-    fn stdout(&self, code: i32, arguments: &[&str]) -> String {
+    pub(crate) fn stdout(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stderr}");
@@ -38,7 +38,7 @@ impl Program {
     }
 
     /// Standard error of a run that must end with `code` and print no data.
-    fn stderr(&self, code: i32, arguments: &[&str]) -> String {
+    pub(crate) fn stderr(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stderr}");
@@ -51,7 +51,7 @@ impl Program {
     }
 
     /// The MAE fixture, converted to `mae`.
-    fn with_model(self) -> Self {
+    pub(crate) fn with_model(self) -> Self {
         self.stdout(0, &["convert", &fixture("mae_pretrain_vit_tiny.pth"), "--heads", "4", "--out", "mae"]);
         self
     }
@@ -65,7 +65,7 @@ impl Program {
     }
 }
 
-fn fixture(name: &str) -> String {
+pub(crate) fn fixture(name: &str) -> String {
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "fixtures", "reference", name].iter().collect();
     path.to_str().unwrap().to_owned()
 }
@@ -143,7 +143,7 @@ fn converting_says_who_said_what_no_tensor_says() {
 fn what_tensors_cannot_say_is_asked_for_by_the_flags_name() {
     let program = Program::new();
     let heads = program.stderr(1, &["convert", &fixture("mae_pretrain_vit_tiny.pth"), "--out", "x"]);
-    assert!(heads.contains("hint: add --heads"), "{heads}");
+    assert!(heads.contains("hint: add `--heads N`"), "{heads}");
     let branch = program.stderr(1, &["convert", &fixture("ibot_checkpoint_full.pth"), "--heads", "4", "--out", "x"]);
     assert!(branch.contains("`--branch student` or `--branch teacher`"), "{branch}");
     assert_eq!(program.names(), [] as [&str; 0]);

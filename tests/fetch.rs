@@ -19,6 +19,8 @@ use sha2::{Digest as _, Sha256};
 use tec_zoo::fetch::{Blob, Event, FetchError, Kind, Options, Secret, Store, cache, fetch_file};
 use tec_zoo::zoo::{Digest, Zoo};
 
+use crate::words::InFull;
+
 use server::{Answer, Ask, Fault, Server};
 
 /// Bytes that look random, the same for the same seed.
@@ -213,7 +215,7 @@ fn a_source_that_never_recovers_ends_in_an_error_that_says_how() {
     for (says, fault) in cases {
         let error = ends(fault);
         assert_eq!(error.kind(), Kind::Network, "{error}");
-        let text = error.to_string();
+        let text = error.in_full();
         let about_range = says == "early" && text.contains("asked for bytes");
         assert!(text.contains(says) || about_range, "{says}: {text}");
         assert!(text.contains("http://127.0.0.1"), "{text}");
@@ -245,7 +247,7 @@ fn wrong_bytes_are_never_used_and_the_error_shows_both_hashes() {
     let home = Home::new();
     let error = home.get(&server.url("weights.pth"), &full(&body)).unwrap_err();
     assert_eq!(error.kind(), Kind::Verification);
-    let text = error.to_string();
+    let text = error.in_full();
     assert!(text.contains(&format!("expected sha256:{}", sha256(&body))), "{text}");
     assert!(text.contains("computed sha256:") && text.contains("hint:") && text.contains("weights.pth"), "{text}");
     assert!(server.requests() < 20, "it was not silently tried again: {} requests", server.requests());
@@ -270,7 +272,7 @@ fn hashes_known_in_part_are_checked_as_far_as_they_go() {
     for digest in [Digest::Sha256Prefix("00000000".into()), Digest::Md5Prefix("000000".into())] {
         let home = Home::new();
         let error = home.get(&url, &[right[0].clone(), digest.clone()]).unwrap_err();
-        assert!(error.to_string().contains(&digest.to_string()), "{error}");
+        assert!(error.in_full().contains(&digest.to_string()), "{error}");
         home.is_empty();
     }
 }
@@ -318,11 +320,11 @@ fn servers_without_ranges_or_with_an_encoding_serve_too() {
         Server::start(move |_| Answer::whole(&body[..9]).header("Content-Range", "bytes 0-8/1000").into_part())
     };
     let error = Home::new().get(&server.url("weights.pth"), &[]).unwrap_err();
-    assert!(error.to_string().contains("asked for the whole file"), "{error}");
+    assert!(error.in_full().contains("asked for the whole file"), "{error}");
     // Nothing tells a whole file from a broken one here.
     let server = Server::start(move |_| Answer { claims: Some(None), ..Answer::whole(&body) });
     let error = Home::new().get(&server.url("weights.pth"), &[]).unwrap_err();
-    assert!(error.to_string().contains("does not say how long"), "{error}");
+    assert!(error.in_full().contains("does not say how long"), "{error}");
 }
 
 #[test]
@@ -362,13 +364,13 @@ fn redirects_are_followed_but_not_in_circles_nor_off_https() {
     });
     let home = Home::new();
     home.holds(&home.get(&server.url("good"), &full(&body)).unwrap(), &body);
-    let error = Home::new().get(&server.url("loop"), &full(&body)).unwrap_err().to_string();
+    let error = Home::new().get(&server.url("loop"), &full(&body)).unwrap_err().in_full();
     assert!(error.contains("redirected more than 10 times"), "{error}");
-    let error = Home::new().get(&server.url("plain"), &full(&body)).unwrap_err().to_string();
+    let error = Home::new().get(&server.url("plain"), &full(&body)).unwrap_err().in_full();
     assert!(error.contains("away from https"), "{error}");
-    let error = Home::new().get("http://example.invalid/weights.pth", &[]).unwrap_err().to_string();
+    let error = Home::new().get("http://example.invalid/weights.pth", &[]).unwrap_err().in_full();
     assert!(error.contains("only https"), "{error}");
-    let error = Home::new().get("file:///etc/passwd", &[]).unwrap_err().to_string();
+    let error = Home::new().get("file:///etc/passwd", &[]).unwrap_err().in_full();
     assert!(error.contains("only https"), "{error}");
 }
 
@@ -398,7 +400,7 @@ fn a_token_goes_to_its_own_host_only_and_is_never_printed() {
     let get = |url: &str| fetch_file(&home.store, url, &full(&body), None, &options, &mut go_on);
     assert!(get(&elsewhere.url("weights.pth")).is_ok());
     assert!(!format!("{options:?}").contains("hf_secret"));
-    let refused = Home::new().get(&hub.url("weights.pth?token=hush"), &full(&body)).unwrap_err().to_string();
+    let refused = Home::new().get(&hub.url("weights.pth?token=hush"), &full(&body)).unwrap_err().in_full();
     assert!(refused.contains("HF_TOKEN") && !refused.contains("hush"), "{refused}");
 }
 
@@ -407,7 +409,7 @@ fn a_server_that_does_not_speak_tls_is_named() {
     let server = Server::start(|_| Answer::status(200));
     let error = Home::new().get(&format!("https://127.0.0.1:{}/weights.pth", server.port()), &[]).unwrap_err();
     assert_eq!(error.kind(), Kind::Network);
-    assert!(error.to_string().contains("gave up after 4 attempts"), "{error}");
+    assert!(error.in_full().contains("gave up after 4 attempts"), "{error}");
 }
 
 #[cfg(feature = "cli")]
@@ -445,7 +447,7 @@ fn a_certificate_nobody_vouches_for_is_refused_before_anything_is_said() {
     let home = Home::new();
     let error = home.get(&url, &[]).unwrap_err();
     assert_eq!((error.kind(), server.requests()), (Kind::Network, 0));
-    let text = error.to_string();
+    let text = error.in_full();
     assert!(text.contains("certificate") && !text.contains("attempts"), "{text}");
     home.is_empty();
 }
@@ -474,17 +476,17 @@ fn sizes_are_bounded_before_anything_is_written() {
     let home = Home::new();
     let get = |bytes, options: &Options| fetch_file(&home.store, &url, &[], bytes, options, &mut go_on).unwrap_err();
     let error = get(Some(5), &options());
-    assert!(error.to_string().contains("the published file has 5"), "{error}");
+    assert!(error.in_full().contains("the published file has 5"), "{error}");
     let error = get(None, &Options { max_bytes: 1000, ..options() });
-    assert!(error.to_string().contains("more than the 1000 accepted"), "{error}");
+    assert!(error.in_full().contains("more than the 1000 accepted"), "{error}");
     let error = get(None, &Options { keep_free: u64::MAX / 2, ..options() });
     assert!(matches!(error, FetchError::NoSpace { .. }), "{error}");
-    assert!(error.to_string().contains("are needed") && error.kind() == Kind::Refused, "{error}");
+    assert!(error.in_full().contains("are needed") && error.kind() == Kind::Refused, "{error}");
     assert_eq!(server.sent(), 3, "one probe each");
     let endless = Server::start(|_| Answer { claims: Some(None), ..Answer::whole(&vec![0; SIZE]) });
     let options = Options { max_bytes: 1000, ..options() };
     let error = fetch_file(&home.store, &endless.url("x"), &full(&body), None, &options, &mut go_on).unwrap_err();
-    assert!(error.to_string().contains("sends more than 1000"), "{error}");
+    assert!(error.in_full().contains("sends more than 1000"), "{error}");
     home.is_empty();
 }
 

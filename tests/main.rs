@@ -27,6 +27,7 @@ mod images;
 mod interrupt;
 #[cfg(feature = "candle")]
 mod kernels;
+mod language;
 #[cfg(feature = "train")]
 mod method;
 #[cfg(feature = "cli")]

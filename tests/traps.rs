@@ -17,6 +17,7 @@ use tec_zoo::verify::{
 use tempfile::TempDir;
 
 use crate::parity::convert;
+use crate::words::InFull;
 
 /// A converted model, open for spoiling.
 struct Spoiled {
@@ -126,7 +127,7 @@ fn names(report: &Report, cause: &Cause, proven: bool, words: &str) {
     let diagnosis = report.diagnosis.as_ref().unwrap();
     assert_eq!(&diagnosis.cause, cause, "{diagnosis:?}");
     assert_eq!(diagnosis.proven, proven, "{diagnosis:?}");
-    let said = report.to_string();
+    let said = format!("{report}: {}", diagnosis.action);
     assert!(said.contains(words), "{said}");
 }
 
@@ -147,7 +148,7 @@ fn a_wrong_head_count_is_named() {
     for wrong in [1, 2, 8, 16] {
         let report = mae().vit("heads", wrong).against("mae");
         assert_eq!(report.first_diverging, Some(Point::Block(0)));
-        names(&report, &Cause::Heads { configured: wrong, fits: 4 }, true, "convert again with `--heads 4`");
+        names(&report, &Cause::Heads { configured: wrong, fits: 4 }, true, "convert again with `heads`: 4");
     }
 }
 
@@ -158,7 +159,7 @@ fn a_wrong_eps_is_named_even_where_it_hides_below_the_tolerance() {
     {
         let wrong = right().vit("norm_eps", 1e-5);
         let cause = Cause::NormEps { configured: 1e-5, fits: 1e-6, adapters: false };
-        names(&wrong.against(family), &cause, true, "convert again with `--eps 1e-6`");
+        names(&wrong.against(family), &cause, true, "convert again with `norm_eps`: 1e-6");
 
         let lenient = Options { tolerance: Some(1e-4), ..Options::default() };
         let report = verify(&wrong.model(), &golden(family), &lenient).unwrap();
@@ -235,7 +236,7 @@ fn the_student_in_place_of_the_teacher_is_named() {
     let student = ibot("student");
     let report = student.against("ibot");
     let cause = Cause::Branch { taken: Some("student".into()), fits: vec!["teacher".into()] };
-    names(&report, &cause, false, "convert again with `--branch teacher`");
+    names(&report, &cause, false, "convert again with `branch`: teacher");
 
     let teacher = ibot("teacher").model();
     let options = Options { alternatives: vec![("teacher".into(), teacher)], ..Options::default() };
@@ -247,7 +248,7 @@ fn the_student_in_place_of_the_teacher_is_named() {
 fn the_momentum_encoder_in_place_of_the_base_is_named() {
     let report = mocov3("momentum").against("mocov3");
     let cause = Cause::Branch { taken: Some("momentum".into()), fits: vec!["base".into()] };
-    names(&report, &cause, false, "convert again with `--branch base`");
+    names(&report, &cause, false, "convert again with `branch`: base");
 }
 
 #[test]
@@ -398,7 +399,7 @@ fn a_record_that_does_not_fit_is_refused_before_anything_runs() {
         std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
         path
     };
-    let refused = |path: &Path| Golden::open(path).unwrap_err().to_string();
+    let refused = |path: &Path| Golden::open(path).unwrap_err().in_full();
     let images: (&str, &[usize]) = ("images", &[1, 3, 64, 64]);
     assert!(refused(&write("a", &[("block0", &[1, 17, 16])])).contains("no `images`"));
     assert!(refused(&write("b", &[images])).contains("no activations"));

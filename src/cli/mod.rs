@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use exit::Exit;
+use exit::{Exit, Usage};
 use output::{ColorChoice, Output};
 
 /// Model zoo and converter for self-supervised Vision Transformers: MAE, iBOT, MoCo v3, TEC.
@@ -95,7 +95,10 @@ enum Verb {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return misread(&error),
+    };
     let json = asks_for_json(&matches);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let mut output = Output::new(cli.color, cli.quiet, json);
@@ -139,4 +142,16 @@ pub fn main() -> ExitCode {
 fn asks_for_json(matches: &ArgMatches) -> bool {
     matches!(matches.try_get_one::<bool>("json"), Ok(Some(true)))
         || matches.subcommand().is_some_and(|(_, matches)| asks_for_json(matches))
+}
+
+/// Ends a command line that clap does not take; with `--json` in it, as any other failure.
+fn misread(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let text = text.split("\n\nUsage:").next().unwrap_or_default().trim();
+    let usage = Usage(text.strip_prefix("error: ").unwrap_or(text).to_owned());
+    Output::new(ColorChoice::Never, true, true).error(&usage.into(), Exit::Usage);
+    Exit::Usage.into()
 }

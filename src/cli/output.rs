@@ -139,7 +139,8 @@ impl Output {
     pub(super) fn error(&mut self, error: &anyhow::Error, exit: Exit) {
         let failure = Failure::new(error, exit);
         if self.json {
-            match serde_json::to_string_pretty(&failure) {
+            // One line, the last: what was said on the way stands before it.
+            match serde_json::to_string(&failure) {
                 Ok(text) => eprintln!("{text}"),
                 Err(error) => eprintln!("error: {error}"),
             }

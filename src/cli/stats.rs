@@ -67,7 +67,10 @@ fn pretraining(recipe: &str) -> Result<Stats> {
 }
 
 fn print(stats: &Stats, output: &mut Output) -> Result<()> {
-    let giga = |macs: u64| format!("{:.3} G", macs as f64 / 1e9);
+    let giga = |macs: u64| match macs {
+        0..1_000_000_000 => format!("{:.3} M", macs as f64 / 1e6),
+        _ => format!("{:.3} G", macs as f64 / 1e9),
+    };
     let mut rows = vec![("parameters", stats.parameters.to_string()), ("trainable", stats.trainable.to_string())];
     match stats.macs_with_grad {
         // A plain pass: nothing is trained in it.

@@ -9,6 +9,7 @@ use tec_zoo::model::Canonical;
 use tec_zoo::zoo::Zoo;
 
 use super::{Home, files, go_on, options, sha256};
+use crate::words::InFull;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -66,7 +67,7 @@ fn what_comes_out_of_a_bundle_is_what_went_in() {
     let done = unpack(&home, &path, &["my-tec"]).unwrap();
     assert_eq!((done.len(), files(&home.path().join("models"))), (1, vec!["my-tec".to_owned()]));
     let error = unpack(&home, &path, &["mae-vitb"]).unwrap_err();
-    assert!(error.to_string().contains("it has `my-mae`, `my-tec`"), "{error}");
+    assert!(error.in_full().contains("it has `my-mae`, `my-tec`"), "{error}");
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn a_bundle_is_the_same_bytes_whenever_it_is_made_and_other_tools_can_read_it() 
         archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
     assert_eq!(names[..3], ["tec-zoo-bundle.json", "my-mae/config.json", "my-mae/model.safetensors"]);
     let error = bundle(&Home::new().store, &packed, &one, false, &mut go_on).unwrap_err();
-    assert!(error.to_string().contains("write") && is_bundle(&one).unwrap(), "{error}");
+    assert!(error.in_full().contains("write") && is_bundle(&one).unwrap(), "{error}");
     // Broken off, it leaves what was there.
     let before = files(dir.path());
     let three = dir.path().join("three");
@@ -172,7 +173,7 @@ fn no_name_in_a_bundle_leads_out_of_the_store() {
         let home = Home::new();
         let error = unpack(&home, &path, &[]).unwrap_err();
         assert!(matches!(error, FetchError::Bundle { .. }) && error.kind() == Kind::Verification, "{says}: {error}");
-        assert!(error.to_string().contains(says), "{says}: {error}");
+        assert!(error.in_full().contains(says), "{says}: {error}");
         assert!(files(&home.path().join("models")).is_empty() && !home.path().join("out").exists());
     }
 }
@@ -188,7 +189,7 @@ fn a_bundled_model_of_the_catalogue_must_be_that_model() {
     pack(&packed, &path);
     let home = Home::new();
     let error = unpack(&home, &path, &[]).unwrap_err();
-    assert!(matches!(error, FetchError::Structure { .. }) && error.to_string().contains("its width is 16"), "{error}");
+    assert!(matches!(error, FetchError::Structure { .. }) && error.in_full().contains("its width is 16"), "{error}");
     assert!(files(&home.path().join("models")).is_empty());
     // The disk is asked first.
     let zoo = Zoo::embedded().unwrap();
@@ -212,7 +213,7 @@ fn a_damaged_model_is_not_packed() {
     let models = [("my-mae".to_owned(), done[0].1.dir.clone())];
     let out = dir.path().join("again.bundle");
     let error = bundle(&home.store, &models, &out, false, &mut go_on).unwrap_err();
-    assert!(error.to_string().contains("model.safetensors damaged") && !out.exists(), "{error}");
+    assert!(error.in_full().contains("model.safetensors damaged") && !out.exists(), "{error}");
 }
 
 #[cfg(feature = "cli")]

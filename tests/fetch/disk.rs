@@ -12,6 +12,7 @@ use tec_zoo::fetch::{Event, FetchError, Kind, Options, Store, fetch_file};
 
 use super::server::{Answer, Fault, Server};
 use super::{full, go_on, noise, options, sha256};
+use crate::words::InFull;
 
 const SIZE: usize = 6 << 20;
 const DISK: &str = "TEC_ZOO_TEST_DISK";
@@ -52,7 +53,7 @@ fn child() {
     let error = fetch_file(&store, &url, &full(&body), None, &settings(), &mut events).unwrap_err();
     assert!(matches!(error, FetchError::NoSpace { .. }), "{error}");
     assert_eq!(error.kind(), Kind::Refused);
-    let text = error.to_string();
+    let text = error.in_full();
     assert!(text.contains("are needed") && text.contains("run the same command again"), "{text}");
     assert_eq!(std::fs::read_dir(disk.join("home/blobs")).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(disk.join("home/locks")).unwrap().count(), 0);

@@ -11,6 +11,7 @@ use tec_zoo::zoo::{Digest, Manifest, Source, SourceKind, Status, Zoo};
 
 use super::server::{Answer, Server};
 use super::{Home, files, full, go_on, hear, options};
+use crate::words::InFull;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -117,7 +118,7 @@ fn dinov2_is_fetched_as_its_manifest_describes_it_and_not_as_another_kind() {
                     assert_eq!(model.config().vit, manifest.vit);
                     assert_eq!(model.config().family, "dinov2");
                 }
-                Err(error) => assert!(of != other && error.to_string().contains("does not hold"), "{of}: {error}"),
+                Err(error) => assert!(of != other && error.in_full().contains("does not hold"), "{of}: {error}"),
             }
         }
     }
@@ -146,7 +147,7 @@ fn offline_touches_no_network_at_all() {
     let offline = Options { offline: true, mirror: Some(url.clone()), ..options() };
     let error = get(&home, &manifest, &offline).unwrap_err();
     assert!(matches!(error, FetchError::Offline { .. }), "{error}");
-    assert!(error.to_string().contains("--from FILE"), "{error}");
+    assert!(error.in_full().contains("`from`: FILE"), "{error}");
     assert!(fetch_from(&home.store, &manifest, &Origin::Url(url), &offline, &mut go_on).is_err());
     assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody called");
 }
@@ -176,7 +177,7 @@ fn the_next_source_serves_when_one_is_gone_or_wrong() {
     let home = Home::new();
     let error = get(&home, &manifest("mae-vitb", sources(&gone)), &options()).unwrap_err();
     assert_eq!(error.kind(), Kind::Verification);
-    let text = error.to_string();
+    let text = error.in_full();
     assert!(text.contains("404") && text.contains("computed sha256:"), "{text}");
     assert!(files(&home.path().join("models")).is_empty() && files(&home.path().join("blobs")).is_empty());
 }
@@ -218,7 +219,7 @@ fn a_file_without_a_published_hash_is_checked_by_structure_then_pinned() {
     *current.lock().unwrap() = other;
     let error = get(&home, &manifest, &options()).unwrap_err();
     assert_eq!(error.kind(), Kind::Verification);
-    let text = error.to_string();
+    let text = error.in_full();
     assert!(text.contains("pinned   sha256:") && text.contains("tec-mae-vitb-300ep.toml"), "{text}");
     *current.lock().unwrap() = bytes("tec_converted.pth");
     assert!(get(&home, &manifest, &options()).is_ok());
@@ -242,7 +243,7 @@ fn a_file_at_hand_must_be_one_of_the_models() {
         let home = Home::new();
         let error = from(&home, origin).unwrap_err();
         assert!(matches!(error, FetchError::Foreign { .. }) && error.kind() == Kind::Verification, "{error}");
-        assert!(error.to_string().contains(&format!("expected sha256:{}", super::sha256(&body))), "{error}");
+        assert!(error.in_full().contains(&format!("expected sha256:{}", super::sha256(&body))), "{error}");
         assert!(files(&home.path().join("blobs")).is_empty() && files(&home.path().join("models")).is_empty());
     }
 }
@@ -306,7 +307,7 @@ fn a_listed_model_is_refused_before_anything_is_asked() {
     let mut manifest = Zoo::embedded().unwrap().get("mae-vitb").unwrap().clone();
     (manifest.status, manifest.reason) = (Status::Listed, Some("its patches are hexagons".into()));
     let error = get(&Home::new(), &manifest, &options()).unwrap_err();
-    assert!(matches!(error, FetchError::Listed { .. }) && error.to_string().contains("hexagons"), "{error}");
+    assert!(matches!(error, FetchError::Listed { .. }) && error.in_full().contains("hexagons"), "{error}");
 }
 
 #[test]
@@ -383,7 +384,7 @@ fn a_model_is_checked_before_it_gets_its_name() {
             Err(error) => {
                 assert!(!right, "{error}");
                 assert_eq!(error.kind(), Kind::Verification, "{error}");
-                assert!(error.to_string().contains("does not pass its golden check"), "{error}");
+                assert!(error.in_full().contains("does not pass its golden check"), "{error}");
                 assert!(files(&home.path().join("models")).is_empty());
             }
         }
@@ -439,7 +440,7 @@ fn only_the_wanted_network_of_a_large_file_is_fetched() {
     for ranged in [true, false] {
         let error = again(ranged).0.unwrap_err();
         assert_eq!(error.kind(), Kind::Verification, "{error}");
-        assert!(error.to_string().contains(&digits) && error.to_string().contains("mocov3-vits.toml"), "{error}");
+        assert!(error.in_full().contains(&digits) && error.in_full().contains("mocov3-vits.toml"), "{error}");
         assert!(files(&home.path().join("models")).is_empty());
     }
     std::fs::write(&pins, &text).unwrap();

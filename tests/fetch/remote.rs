@@ -11,6 +11,7 @@ use tec_zoo::model::Canonical;
 
 use super::server::{Answer, Fault, Server};
 use super::{Home, files, go_on, options};
+use crate::words::InFull;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference").join(name)
@@ -107,19 +108,19 @@ fn what_arrives_damaged_or_cannot_be_read_in_part_is_refused() {
         }
         answer
     });
-    let error = refused(&server, &options()).to_string();
+    let error = refused(&server, &options()).in_full();
     assert!(error.contains("its checksum differs"), "{error}");
 
     let (whole, torn) = (body.clone(), body[..body.len() / 2].to_vec());
-    let error = refused(&Server::start(move |_| Answer::whole(&whole)), &options()).to_string();
+    let error = refused(&Server::start(move |_| Answer::whole(&whole)), &options()).in_full();
     assert!(error.contains("does not give parts"), "{error}");
-    let error = refused(&Server::start(move |ask| Answer::file(ask, &torn, "\"z\"")), &options()).to_string();
+    let error = refused(&Server::start(move |ask| Answer::file(ask, &torn, "\"z\"")), &options()).in_full();
     assert!(error.contains("no end-of-directory record"), "{error}");
     let changing = body.clone();
     let server = Server::start(move |ask| Answer::file(ask, &changing, &format!("\"{}\"", ask.number)));
-    let error = refused(&server, &options()).to_string();
+    let error = refused(&server, &options()).in_full();
     assert!(error.contains("changed on the server"), "{error}");
-    let error = refused(&server, &Options { max_bytes: 1000, ..options() }).to_string();
+    let error = refused(&server, &Options { max_bytes: 1000, ..options() }).in_full();
     assert!(error.contains("more than the 1000 accepted"), "{error}");
     let error = refused(&server, &Options { offline: true, ..options() });
     assert!(matches!(error, FetchError::Offline { .. }), "{error}");
