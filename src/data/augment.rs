@@ -1,8 +1,9 @@
 //! The pretraining transform: torchvision's `RandomResizedCrop → RandomHorizontalFlip → ToTensor → Normalize`.
 
 use super::decode::Picture;
-use super::pixels::{Normalise, Resample};
+use super::pixels::Normalise;
 use super::random::Uniform;
+use super::resample::Resample;
 use super::{Crop, Draws, Purpose};
 use crate::model::Interpolation;
 

@@ -18,6 +18,7 @@ mod loader;
 mod order;
 mod pixels;
 mod random;
+mod resample;
 mod shards;
 mod transform;
 mod walk;

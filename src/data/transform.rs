@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::decode::Picture;
-use super::pixels::{Normalise, Resample};
+use super::pixels::Normalise;
+use super::resample::Resample;
 use super::{Crop, DataError};
 use crate::model::Preprocessing;
 
