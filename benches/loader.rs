@@ -1,7 +1,10 @@
 //! Images a second that the training loader delivers, from JPEGs of ImageNet's usual size, and what decoding costs of it.
 //!
 //! With `TEC_ZOO_LOADER_FOLDER` set, it loads that folder once instead and prints what `benches/peers/loader.py` compares:
-//! `TEC_ZOO_LOADER_WORKERS` threads, `TEC_ZOO_LOADER_EPOCHS` epochs, exact decoding if `TEC_ZOO_LOADER_EXACT` is there.
+//! `TEC_ZOO_LOADER_WORKERS` threads, `TEC_ZOO_LOADER_EPOCHS` epochs, exact decoding if `TEC_ZOO_LOADER_EXACT` is there. With
+//! `TEC_ZOO_LOADER_DECODER` as `own` or `zune`, it only decodes a random crop of each of that folder's JPEGs, on one thread, with
+//! this crate's decoder or with `zune-jpeg`, and writes what the whole images decode to into `TEC_ZOO_LOADER_PIXELS`, if that is
+//! there.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -14,12 +17,19 @@ use image::codecs::jpeg::JpegEncoder;
 use tec_zoo::data::{
     Augment, Crop, Dataset, Draws, Loader, LoaderSettings, Picture, Position, Purpose, Share, TrainTransform,
 };
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
 const BATCH: usize = 64;
 
 fn main() {
     match std::env::var_os("TEC_ZOO_LOADER_FOLDER") {
-        Some(folder) => load_once(Path::new(&folder)),
+        Some(folder) => match std::env::var("TEC_ZOO_LOADER_DECODER") {
+            Ok(decoder) => decode_once(Path::new(&folder), &decoder),
+            Err(_) => load_once(Path::new(&folder)),
+        },
         None => divan::main(),
     }
 }
@@ -70,6 +80,48 @@ fn load_once(folder: &Path) {
     let seconds = start.elapsed().as_secs_f64();
     println!(r#"{{"images_per_second": {:.1}, "peak_mib": {}}}"#, images as f64 / seconds, peak());
     eprintln!("{images} images in {seconds:.2} s, of which the taker waited {waited:.2?}");
+}
+
+/// The crop of an image as RGB: only that is decoded, or all of it and the rest cut away.
+fn cropped(decoder: &str, encoded: &[u8], crop: impl Fn(u32, u32) -> Crop) -> Vec<u8> {
+    if decoder == "own" {
+        let picture = Picture::open(encoded).expect("a JPEG");
+        let (width, height) = picture.dimensions();
+        return picture.decode_part(crop(width, height), 1).expect("a JPEG").image.pixels;
+    }
+    let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut jpeg = JpegDecoder::new_with_options(ZCursor::new(encoded), options);
+    let pixels = jpeg.decode().expect("a JPEG");
+    let (width, height) = jpeg.dimensions().expect("decoded");
+    let Crop { left, top, width: wide, height: high } = crop(width as u32, height as u32);
+    let rows = pixels.chunks_exact(width * 3).skip(top as usize).take(high as usize);
+    rows.flat_map(|row| &row[left as usize * 3..][..wide as usize * 3]).copied().collect()
+}
+
+/// Images a second of one thread; the files are read before.
+fn decode_once(folder: &Path, decoder: &str) {
+    let dataset = Dataset::open(folder).expect("a data set");
+    let encoded: Vec<Vec<u8>> = (0..dataset.len())
+        .map(|at| {
+            let mut bytes = Vec::new();
+            dataset.read(at, &mut bytes).expect("a file");
+            bytes
+        })
+        .collect();
+    let Augment { scale, ratio, .. } = Augment::default();
+    let start = Instant::now();
+    for (sample, encoded) in (0..).zip(&encoded) {
+        let draws = || Draws::new(1, 0, sample, Purpose::Crop);
+        let crop = |width, height| Crop::random(width, height, scale, ratio, &mut draws());
+        std::hint::black_box(cropped(decoder, encoded, crop));
+    }
+    println!(r#"{{"images_per_second": {:.1}}}"#, encoded.len() as f64 / start.elapsed().as_secs_f64());
+    if let Some(pixels) = std::env::var_os("TEC_ZOO_LOADER_PIXELS") {
+        for (at, encoded) in encoded.iter().enumerate() {
+            let all = cropped(decoder, encoded, Crop::all);
+            std::fs::write(Path::new(&pixels).join(format!("{at:05}")), all).expect("a file");
+        }
+    }
 }
 
 /// A picture with structure at all scales, as photographs have.

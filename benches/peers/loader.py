@@ -7,9 +7,13 @@ photographs have: 500 × 375 as ImageNet's, and 2000 × 1500 as a camera's; JPEG
 augmentation (RandomResizedCrop 0.2–1 to 224 bicubic, flip, normalise), in batches of 64, with as many threads as the other
 has processes. Rates count from the first batch on. The contestants take turns, in random order, and what is printed is the
 median of the rounds' ratios: machines differ, and so does one machine from minute to minute.
+
+Then one thread decodes a random crop of each JPEG, from memory: with our decoder, with zune-jpeg (all of the image, then the
+crop), and with PIL (libjpeg-turbo; likewise); and the pixels of ours and zune-jpeg's are compared with PIL's.
 """
 
 import argparse
+import io
 import json
 import os
 import pathlib
@@ -99,6 +103,52 @@ def ours(folder, workers, epochs, exact):
     return json.loads(done.stdout.decode().strip().splitlines()[-1])
 
 
+def decoded(folder, decoder, pixels=None):
+    environment = {**os.environ, "TEC_ZOO_LOADER_FOLDER": str(folder), "TEC_ZOO_LOADER_DECODER": decoder}
+    if pixels:
+        environment["TEC_ZOO_LOADER_PIXELS"] = str(pixels)
+    command = os.environ.get("TEC_ZOO_LOADER_BENCH", "cargo bench --quiet --bench loader").split()
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return json.loads(done.stdout.decode().strip().splitlines()[-1])["images_per_second"]
+
+
+def pil_decoded(folder):
+    encoded = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
+    crop = transforms.RandomResizedCrop.get_params
+    start = time.perf_counter()
+    for data in encoded:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        top, left, height, width = crop(image, (0.2, 1.0), (3 / 4, 4 / 3))
+        image.crop((left, top, left + width, top + height)).tobytes()
+    return len(encoded) / (time.perf_counter() - start)
+
+
+def differences(folder, decoder, different=16):
+    """Largest and mean difference from PIL, in grey levels."""
+    with tempfile.TemporaryDirectory() as pixels:
+        decoded(folder, decoder, pixels)
+        levels = []
+        for at, path in enumerate(sorted(folder.rglob("*.jpg"))[:different]):
+            theirs = np.asarray(Image.open(path).convert("RGB")).astype(int)
+            ours = np.fromfile(pathlib.Path(pixels) / f"{at:05}", np.uint8).reshape(theirs.shape)
+            levels.append(np.abs(ours - theirs))
+        return max(int(level.max()) for level in levels), float(np.mean([level.mean() for level in levels]))
+
+
+def decoders(folder, rounds):
+    contestants = {"PIL": lambda: pil_decoded(folder), "zune-jpeg": lambda: decoded(folder, "zune"), "tec-zoo": lambda: decoded(folder, "own")}
+    results = {contestant: [] for contestant in contestants}
+    for _ in range(rounds):
+        for contestant in random.sample(list(contestants), len(contestants)):
+            results[contestant].append(contestants[contestant]())
+    print("  decoding a random crop, one thread")
+    for contestant, rates in results.items():
+        ratio = statistics.median(a / b for a, b in zip(rates, results["PIL"], strict=True))
+        exact = {"zune-jpeg": "zune", "tec-zoo": "own"}.get(contestant)
+        worst, mean = differences(folder, exact) if exact else (0, 0.0)
+        print(f"  {contestant:24} {statistics.median(rates):8.1f} images/s  {ratio:5.2f} ×   {worst:3} levels at most, {mean:.4f} on average")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -128,6 +178,7 @@ def main():
                 ratio = statistics.median(rate(a) / rate(b) for a, b in zip(results, baseline, strict=True))
                 peak = statistics.median(result["peak_mib"] for result in results)
                 print(f"  {contestant:24} {statistics.median(map(rate, results)):8.1f} images/s  {ratio:5.2f} ×   {peak:6.0f} MiB")
+            decoders(images, options.rounds)
 
 
 if __name__ == "__main__":
