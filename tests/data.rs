@@ -1,12 +1,14 @@
 //! Training data: what PIL and torchvision would make of it, bit by bit where that is promised, and that neither threads nor
-//! resuming nor broken files change what a run sees.
+//! resuming nor broken files change what a run sees; and that a run knows its data again.
 
 mod crop;
 mod dataset;
 mod decode;
+mod digest;
 mod hostile;
 mod loader;
 mod order;
+mod scan;
 
 use std::path::{Path, PathBuf};
 

@@ -15,9 +15,12 @@ use super::jpeg::{Jpeg, Region, Trouble};
 /// Largest decoded image, in bytes of RGB, that is accepted: 2^29 is 13,000 × 13,000 pixels, PIL's own limit.
 const MAX_DECODED: u64 = 1 << 29;
 
-/// No PNG or JPEG decodes to more bytes than this for each of its own: deflate reaches 1032, and a JPEG spends at least a
-/// bit on each block. A small file that claims more is lying, and its claim is not allocated.
+/// No file decodes to more bytes than this for each of its own: deflate reaches 1032, run lengths of BMP 383, and a JPEG spends at
+/// least a bit on each block. A small file that claims more is lying, and its claim is not allocated.
 const MAX_EXPANSION: u64 = 2048;
+
+/// LZW, in GIF, reaches 4,400.
+const MAX_GIF_EXPANSION: u64 = 8192;
 
 /// 8-bit RGB, row by row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,7 +95,7 @@ impl<'a> Picture<'a> {
 
     fn open_other(bytes: &'a [u8]) -> Result<Self, String> {
         let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
-        let format = reader.format().ok_or("it is neither JPEG, PNG nor WebP")?;
+        let format = reader.format().ok_or("it is no image that is read (jpeg, png, webp, bmp, tiff, gif, pnm)")?;
         // The decoder would fill up what is missing without a word, where PIL refuses.
         if format == ImageFormat::Jpeg && !bytes.windows(2).rev().any(|pair| pair == [0xff, 0xd9]) {
             return Err(TRUNCATED.into());
@@ -169,7 +172,13 @@ fn bounded(bytes: &[u8], format: ImageFormat, (width, height): (u32, u32), total
     if width == 0 || height == 0 || decoded > MAX_DECODED {
         return Err(format!("{width}×{height} pixels are beyond what is decoded"));
     }
-    if format != ImageFormat::WebP && decoded > (bytes.len() as u64).saturating_mul(MAX_EXPANSION) {
+    let most = match format {
+        // A single colour costs WebP nothing, and fax codes a bit for each row.
+        ImageFormat::WebP | ImageFormat::Tiff => u64::MAX,
+        ImageFormat::Gif => MAX_GIF_EXPANSION,
+        _ => MAX_EXPANSION,
+    };
+    if decoded > (bytes.len() as u64).saturating_mul(most) {
         return Err(format!("{} bytes cannot hold {width}×{height} pixels", bytes.len()));
     }
     Ok(())

@@ -1,8 +1,11 @@
 //! What an `INPUT` argument names.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::walk;
+use super::formats::{has_extension, is_image};
+use super::scan::Listener;
+use super::walk::Walk;
 
 /// Why images could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +29,7 @@ pub enum DataError {
     },
     /// Nothing to do.
     #[error(
-        "`{path}` names no images\nhint: an image (jpeg, png, webp), a folder of them, a text file with one path a line, or a .safetensors file"
+        "`{path}` names no images\nhint: an image (jpeg, png, webp, bmp, tiff, gif, pnm), a folder of them, a text file with one path a line, or a .safetensors file"
     )]
     Empty {
         /// The input.
@@ -48,6 +51,9 @@ pub enum DataError {
         /// Why not.
         reason: String,
     },
+    /// Whoever follows a scan asked it to stop.
+    #[error("interrupted; nothing was left half-written")]
+    Interrupted,
     /// The training data disappeared while it was in use.
     #[error(
         "the training data in `{path}` is gone\nhint: is the disk still mounted? A run resumes from its last checkpoint"
@@ -56,10 +62,10 @@ pub enum DataError {
         /// Where it was.
         path: String,
     },
-    /// More images are broken than was allowed.
-    #[error("{count} images cannot be used, more than the {limit} allowed; the last is `{path}`: {reason}")]
+    /// More images and shards are broken than was allowed.
+    #[error("{count} images or shards cannot be used, more than the {limit} allowed; the last is `{path}`: {reason}")]
     TooManyBroken {
-        /// Different images that could not be used.
+        /// Different images and shards that could not be used.
         count: usize,
         /// How many were allowed.
         limit: usize,
@@ -107,12 +113,12 @@ impl Input {
     pub fn resolve(path: &Path) -> Result<Self, DataError> {
         let io = |source| DataError::Io { path: path.display().to_string(), source };
         let metadata = std::fs::metadata(path).map_err(io)?;
-        if metadata.is_file() && walk::has_extension(path, &["safetensors"]) {
+        if metadata.is_file() && has_extension(path, &["safetensors"]) {
             return Ok(Self::Tensors(path.to_path_buf()));
         }
         let images = if metadata.is_dir() {
-            walk::files(path, walk::is_image)?
-        } else if walk::is_image(path) {
+            Walk::below(path, is_image, &mut Listener::new(&mut |_| ControlFlow::Continue(())))?.files
+        } else if is_image(path) {
             vec![path.to_path_buf()]
         } else {
             listed(path)?

@@ -7,79 +7,111 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::DataError;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::formats::{READ, Unread};
+use super::scan::{Listener, ScanEvent};
+use super::stamp::Stamp;
+use super::{DataError, lossless};
 
 /// Bytes of a tar header, which stands directly before what it describes.
 const HEADER: u64 = 512;
 
-/// Archives that are read at the same time: the wait for a disk, not the work, is what takes long.
-const READERS: usize = 8;
-
 /// Where an image's bytes lie.
-#[derive(Debug, Clone, Copy)]
-struct Member {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Member {
     at: u64,
     shard: u32,
     len: u32,
 }
 
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shard {
+    #[serde(with = "lossless")]
+    pub(super) path: PathBuf,
     bytes: u64,
+    /// sha256 of the names, places and sizes of its images.
+    pub(super) listing: [u8; 32],
+}
+
+/// An archive that ends too early, or in which a header makes no sense. What stands before that is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedShard {
+    /// The archive.
+    #[serde(with = "lossless")]
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Images of it that are used.
+    pub images: u64,
 }
 
 /// Images in archives.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shards {
-    shards: Vec<Shard>,
+    pub(super) shards: Vec<Shard>,
     members: Vec<Member>,
     /// Members whose name ends like an image's but has something before that ending.
     pub(super) passed_over: u64,
+    pub(super) damaged: Vec<DamagedShard>,
+    pub(super) unread: Unread,
 }
 
 /// The images of one archive.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Listing {
+    stamp: Stamp,
     bytes: u64,
     members: Vec<Member>,
+    hash: Sha256,
     passed_over: u64,
+    unread: Unread,
+    damage: Option<String>,
 }
 
 impl Shards {
-    /// Reads the headers of all archives.
-    pub(super) fn index(paths: Vec<PathBuf>) -> Result<Self, DataError> {
-        let next = AtomicUsize::new(0);
-        let listings: Mutex<Vec<(usize, Result<Listing, DataError>)>> = Mutex::default();
-        std::thread::scope(|scope| {
-            for _ in 0..READERS.min(paths.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(path) = paths.get(at) else { return };
-                        let listing =
-                            u32::try_from(at).map_err(|error| refused(path, error)).and_then(|shard| list(path, shard));
-                        if let Ok(mut listings) = listings.lock() {
-                            listings.push((at, listing));
-                        }
-                    }
-                });
-            }
-        });
-        let mut listings = listings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        listings.sort_unstable_by_key(|(at, _)| *at);
-        let mut all = Self { shards: Vec::new(), members: Vec::new(), passed_over: 0 };
-        for (path, (_, listing)) in paths.into_iter().zip(listings) {
+    /// Reads the headers of all archives; also says when each archive was changed.
+    pub(super) fn index(paths: Vec<PathBuf>, listener: &mut Listener<'_>) -> Result<(Self, Vec<Stamp>), DataError> {
+        let listings = listener.in_parallel(
+            paths.len(),
+            |done, of| ScanEvent::Reading { done, of },
+            |at, stop| {
+                let shard = u32::try_from(at).map_err(|error| refused(&paths[at], error))?;
+                list(&paths[at], shard, stop)
+            },
+        )?;
+        let (mut all, mut stamps) = (Self::default(), Vec::new());
+        for (path, listing) in paths.into_iter().zip(listings) {
             let listing = listing?;
-            all.shards.push(Shard { path, bytes: listing.bytes });
+            let images = listing.members.len() as u64;
+            let damage = listing.damage.map(|reason| DamagedShard { path: path.clone(), reason, images });
+            all.damaged.extend(damage);
+            all.shards.push(Shard { path, bytes: listing.bytes, listing: listing.hash.finalize().into() });
             all.members.extend(listing.members);
             all.passed_over += listing.passed_over;
+            all.unread.add(listing.unread);
+            stamps.push(listing.stamp);
         }
         all.members.shrink_to_fit();
+        Ok((all, stamps))
+    }
+
+    /// The same, found from anywhere.
+    pub(super) fn absolute(&self) -> io::Result<Self> {
+        let mut all = self.clone();
+        let paths = all.shards.iter_mut().map(|shard| &mut shard.path);
+        for path in paths.chain(all.damaged.iter_mut().map(|damaged| &mut damaged.path)) {
+            *path = std::path::absolute(&path)?;
+        }
         Ok(all)
+    }
+
+    /// Whether every member is in a shard that there is.
+    pub(super) fn is_consistent(&self) -> bool {
+        self.members.iter().all(|member| (member.shard as usize) < self.shards.len() && member.at >= HEADER)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -91,8 +123,13 @@ impl Shards {
         &self.shards[self.members[index].shard as usize].path
     }
 
-    /// Reads image `index` into `bytes`, and what it is called in its archive.
-    pub(super) fn read(&self, index: usize, bytes: &mut Vec<u8>) -> io::Result<String> {
+    /// Bytes of image `index`.
+    pub(super) fn size(&self, index: usize) -> u64 {
+        self.members[index].len.into()
+    }
+
+    /// Reads image `index`, or as much of it as `most`, into `bytes`, and what it is called in its archive.
+    pub(super) fn read(&self, index: usize, most: u64, bytes: &mut Vec<u8>) -> io::Result<String> {
         let member = self.members[index];
         let shard = &self.shards[member.shard as usize];
         let mut file = File::open(&shard.path)?;
@@ -102,7 +139,7 @@ impl Shards {
         let mut header = [0; HEADER as usize];
         file.seek(SeekFrom::Start(member.at - HEADER))?;
         file.read_exact(&mut header)?;
-        bytes.resize(member.len as usize, 0);
+        bytes.resize(u64::from(member.len).min(most) as usize, 0);
         file.read_exact(bytes)?;
         Ok(String::from_utf8_lossy(&tar::Header::from_byte_slice(&header).path_bytes()).into_owned())
     }
@@ -121,40 +158,75 @@ fn format(name: &str) -> Option<String> {
     Some(base.split_once('.')?.1.to_ascii_lowercase())
 }
 
-fn list(path: &Path, shard: u32) -> Result<Listing, DataError> {
-    const FORMATS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+fn list(path: &Path, shard: u32, stop: &AtomicBool) -> Result<Listing, DataError> {
     let io = |source| DataError::Io { path: path.display().to_string(), source };
     // Opening a pipe would wait for its other end.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(refused(path, "it is no ordinary file"));
     }
+    let stamp = Stamp::of(path).map_err(io)?;
     let file = File::open(path).map_err(io)?;
-    let mut listing = Listing { bytes: file.metadata().map_err(io)?.len(), ..Listing::default() };
+    let mut listing = Listing {
+        stamp,
+        bytes: file.metadata().map_err(io)?.len(),
+        members: Vec::new(),
+        hash: Sha256::new(),
+        passed_over: 0,
+        unread: Unread::default(),
+        damage: None,
+    };
     let mut archive = tar::Archive::new(file);
-    for entry in archive.entries_with_seek().map_err(|error| refused(path, error))? {
-        let entry = entry.map_err(|error| refused(path, error))?;
+    let mut entries = archive.entries_with_seek().map_err(io)?;
+    // Where the next header is expected.
+    let mut next = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let entry = match entries.next() {
+            None => break,
+            Some(Ok(entry)) => entry,
+            Some(Err(error)) => {
+                listing.damage = Some(damage(&error, next, listing.bytes));
+                break;
+            }
+        };
         let (at, len) = (entry.raw_file_position(), entry.size());
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if at.checked_add(len).is_none_or(|end| end > listing.bytes) {
-            return Err(refused(
-                path,
-                format!(
-                    "it is truncated: `{name}` should end at byte {} of {}",
-                    u128::from(at) + u128::from(len),
-                    listing.bytes
-                ),
-            ));
-        }
+        let Some(end) = at.checked_add(len).filter(|&end| end <= listing.bytes) else {
+            let end = u128::from(at) + u128::from(len);
+            listing.damage = Some(format!("it is truncated: `{name}` should end at byte {end} of {}", listing.bytes));
+            break;
+        };
+        next = end.next_multiple_of(HEADER);
         if !entry.header().entry_type().is_file() {
             continue;
         }
         let format = format(&name).unwrap_or_default();
-        if FORMATS.contains(&format.as_str()) {
-            let len = u32::try_from(len).map_err(|_| refused(path, format!("`{name}` has {len} bytes")))?;
+        if READ.contains(&format.as_str()) {
+            let Ok(len) = u32::try_from(len) else {
+                listing.damage = Some(format!("`{name}` has {len} bytes"));
+                break;
+            };
+            listing.hash.update((name.len() as u64).to_le_bytes());
+            listing.hash.update(&name);
+            listing.hash.update(at.to_le_bytes());
+            listing.hash.update(len.to_le_bytes());
             listing.members.push(Member { at, shard, len });
-        } else if format.rsplit('.').next().is_some_and(|last| FORMATS.contains(&last)) {
+        } else if format.rsplit('.').next().is_some_and(|last| READ.contains(&last)) {
             listing.passed_over += 1;
+        } else {
+            listing.unread.see(&format);
         }
     }
     Ok(listing)
+}
+
+/// What is wrong with an archive of `bytes` whose header at about byte `at` cannot be read.
+fn damage(error: &io::Error, at: u64, bytes: u64) -> String {
+    // The reader has no kind of error for an end within a header, nor for one between an extended header and what it extends.
+    let said = error.to_string();
+    let within = at.saturating_add(HEADER) > bytes || said.contains("entire block") || said.contains("future member");
+    let ends = within || error.kind() == io::ErrorKind::UnexpectedEof;
+    match ends {
+        true => format!("it is truncated: it ends at byte {bytes}, within what begins at byte {at}"),
+        false => format!("what begins at byte {at} of {bytes} is no header: {error}"),
+    }
 }

@@ -22,7 +22,7 @@ fn open(path: &Path, bytes: &[u8]) {
     }
 }
 
-const IMAGES: [&str; 9] = [
+const IMAGES: [&str; 18] = [
     "420.jpg",
     "422.jpg",
     "grey.jpg",
@@ -32,14 +32,33 @@ const IMAGES: [&str; 9] = [
     "rgba.png",
     "lossy.webp",
     "lossless.webp",
+    "rgb.bmp",
+    "palette.bmp",
+    "lzw.tiff",
+    "deflate.tif",
+    "grey16.tif",
+    "animated.gif",
+    "rgb.ppm",
+    "bilevel.pbm",
+    "plain31.pgm",
 ];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_bytes_after_any_magic_are_refused(magic in 0..4_usize, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-        let magics: [&[u8]; 4] = [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x00\x10\x00\x00WEBPVP8 ", b""];
+    fn random_bytes_after_any_magic_are_refused(magic in 0..9_usize, bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let magics: [&[u8]; 9] = [
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\x00\x10\x00\x00WEBPVP8 ",
+            b"BM",
+            b"GIF89a",
+            b"II*\0\x08\0\0\0",
+            b"P6\n",
+            b"P2 ",
+            b"",
+        ];
         decode(&[magics[magic], &bytes[..]].concat());
     }
 
@@ -102,6 +121,45 @@ fn claims_that_the_file_cannot_hold_are_not_believed() {
         let mut out = vec![0.0; Augment::default().values()];
         let error = transform.apply(&bytes, [0, 0, 0], &mut out).unwrap_err();
         assert!(error.contains("cannot hold 10000×10000"), "{error}");
+    }
+}
+
+/// A header of each new format that claims 10,000 × 10,000 or more: refused by what the file can hold, or once its few bytes
+/// are used up, and in neither case by running out of memory.
+#[test]
+fn huge_claims_of_rare_formats_end_at_once() {
+    let bmp = {
+        let mut bytes = std::fs::read(super::fixture("rgb.bmp")).unwrap();
+        bytes[18..26].copy_from_slice(&[0x10, 0x27, 0, 0, 0x10, 0x27, 0, 0]);
+        bytes
+    };
+    let gif = {
+        let mut bytes = std::fs::read(super::fixture("still.gif")).unwrap();
+        bytes[6..10].copy_from_slice(&[0xff; 4]);
+        bytes
+    };
+    let tif = {
+        let mut bytes = std::fs::read(super::fixture("rgb.tif")).unwrap();
+        let at = u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize;
+        let entries = usize::from(u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()));
+        for entry in 0..entries {
+            let entry = at + 2 + 12 * entry;
+            // ImageWidth, ImageLength, RowsPerStrip.
+            if [[0, 1], [1, 1], [22, 1]].contains(&[bytes[entry], bytes[entry + 1]]) {
+                bytes[entry + 2..entry + 4].copy_from_slice(&[4, 0]);
+                bytes[entry + 8..entry + 12].copy_from_slice(&10_000_u32.to_le_bytes());
+            }
+        }
+        bytes
+    };
+    let ppm = b"P6\n60000 60000\n255\n0123456789".to_vec();
+    let pgm = b"P5\n10000 10000\n255\n0123456789".to_vec();
+    for (name, bytes) in [("bmp", bmp), ("gif", gif), ("tif", tif), ("ppm", ppm), ("pgm", pgm)] {
+        let mut transform = TrainTransform::new(Augment::default());
+        let mut out = vec![0.0; Augment::default().values()];
+        let error = transform.apply(&bytes, [0, 0, 0], &mut out).unwrap_err();
+        assert!(!error.is_empty(), "{name}");
+        println!("{name}: {error}");
     }
 }
 

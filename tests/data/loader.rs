@@ -168,7 +168,7 @@ fn too_many_broken_images_end_the_run_with_the_last_ones_name() {
         (delivered, error)
     });
     assert_eq!(outcomes[0], outcomes[1]);
-    assert!(outcomes[0].1.contains("3 images cannot be used, more than the 2 allowed"), "{}", outcomes[0].1);
+    assert!(outcomes[0].1.contains("3 images or shards cannot be used, more than the 2 allowed"), "{}", outcomes[0].1);
 }
 
 #[test]
@@ -253,4 +253,22 @@ fn settings_that_cannot_be_are_refused_with_the_reason() {
     assert!(refused(settings(), Position { epoch: 0, batch: 2 }).contains("batch 2 of an epoch: it has 1"));
     let augment = Augment { scale: [0.0, 1.0], ..Augment::default() };
     assert!(refused(LoaderSettings { augment, ..settings() }, start).contains("scale"));
+}
+
+#[test]
+fn a_damaged_shard_counts_as_a_broken_image_and_ends_nothing_before_the_limit() {
+    let dir = super::folder(6);
+    let shards = tempfile::tempdir().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_dir_all("", dir.path()).unwrap();
+    let whole = builder.into_inner().unwrap();
+    fs::write(shards.path().join("0.tar"), &whole).unwrap();
+    let last = whole.windows(5).rposition(|name| name == b"ustar").unwrap();
+    fs::write(shards.path().join("1.tar"), &whole[..last + 400]).unwrap();
+    let dataset = open(shards.path());
+    assert_eq!((dataset.len(), dataset.damaged().len()), (11, 1));
+    let of = |broken_limit| LoaderSettings { broken_limit, epochs: 1, ..settings() };
+    assert_eq!(all(&dataset, of(1), Position::default()).len(), 2);
+    let error = Loader::new(dataset, of(0), Position::default()).unwrap_err().to_string();
+    assert!(error.contains("1.tar") && error.contains("truncated"), "{error}");
 }

@@ -37,7 +37,7 @@ pub struct LoaderSettings {
     pub workers: usize,
     /// Batches in the making or waiting, at most.
     pub prefetch: usize,
-    /// Different broken images that are tolerated.
+    /// Different broken images that are tolerated; a damaged shard counts as one.
     pub broken_limit: usize,
 }
 
@@ -106,12 +106,18 @@ impl Loader {
     /// Starts loading at `start`.
     ///
     /// # Errors
-    /// [`DataError::Settings`] for what cannot be, among it data too small for one batch; [`DataError::Thread`].
+    /// [`DataError::Settings`] for what cannot be, among it data too small for one batch; [`DataError::TooManyBroken`] for
+    /// more damaged shards than may be broken; [`DataError::Thread`].
     pub fn new(dataset: Arc<Dataset>, settings: LoaderSettings, start: Position) -> Result<Self, DataError> {
         let whole = settings.share.batches(dataset.len(), settings.batch as u64);
         let batches = settings.batches.map_or(whole, |most| most.min(whole));
         if let Some(what) = refusal(&settings, dataset.len(), batches, start) {
             return Err(DataError::Settings { what });
+        }
+        if let Some(last) = dataset.damaged().last().filter(|_| dataset.damaged().len() > settings.broken_limit) {
+            let (count, limit) = (dataset.damaged().len(), settings.broken_limit);
+            let (path, reason) = (last.path.display().to_string(), last.reason.clone());
+            return Err(DataError::TooManyBroken { count, limit, path, reason });
         }
         let start = if start.batch == batches { Position { epoch: start.epoch + 1, batch: 0 } } else { start };
         let workers = settings.workers;
@@ -162,7 +168,9 @@ impl Loader {
                 && self.broken.len() > limit
             {
                 let (path, reason) = (last.path.clone(), last.reason.clone());
-                return Err(DataError::TooManyBroken { count: self.broken.len(), limit, path, reason });
+                let damaged = self.shared.damaged();
+                let (count, limit) = (self.broken.len() + damaged, limit + damaged);
+                return Err(DataError::TooManyBroken { count, limit, path, reason });
             }
         }
         match finished.failed {

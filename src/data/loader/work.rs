@@ -78,10 +78,15 @@ impl Shared {
         Self { dataset, settings, batches, state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() }
     }
 
+    /// Archives of the data that are damaged, each of which counts as a broken image.
+    pub(super) fn damaged(&self) -> usize {
+        self.dataset.damaged().len()
+    }
+
     /// As many broken images are tolerated; one of all there are has to be whole.
     pub(super) fn broken_limit(&self) -> usize {
         let whole = usize::try_from(self.dataset.len()).unwrap_or(usize::MAX).saturating_sub(1);
-        self.settings.broken_limit.min(whole)
+        self.settings.broken_limit.saturating_sub(self.damaged()).min(whole)
     }
 
     pub(super) fn stop(&self) {
