@@ -1,5 +1,6 @@
 //! Pretraining around the step: recipes, schedule, what a run writes, and what it survives.
 
+mod data;
 mod interrupted;
 mod metrics;
 #[cfg(feature = "mpi")]

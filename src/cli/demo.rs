@@ -140,7 +140,7 @@ impl Watch for First<'_> {
                 self.bar.set_position(record.step);
                 self.bar.set_message(format!("loss {:.4}", record.loss));
             }
-            News::Damaged { .. } | News::Broken(_) | News::Saved { .. } => {}
+            _ => {}
         }
     }
 
@@ -164,6 +164,7 @@ fn pretraining(base: Canonical, folder: &Path, steps: &mut Steps, output: &mut O
         recipe: Recipe::load("nano", &SETTINGS.map(str::to_owned))?,
         base: Some(Base { name: "demo".to_owned(), model: base, tec: None }),
         data: list,
+        allow_other_data: false,
         out: folder.join("run"),
         resume: false,
         device: Device::Cpu,

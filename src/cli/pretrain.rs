@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 
 use super::{exit::Exit, exit::Usage, hint::Advised, interrupt, output::Output, registry};
+use crate::data::{DamagedShard, ScanEvent};
 use crate::kernels::{DeviceError, open_device};
 use crate::model::Canonical;
 use crate::train::distributed::{Place, World};
@@ -46,6 +47,9 @@ pub(super) struct Args {
     /// Continue the run in --out from its newest whole checkpoint; starts it when there is none yet
     #[arg(long)]
     resume: bool,
+    /// Go on with other images than the run was started with; run.json says so then
+    #[arg(long, requires = "resume")]
+    allow_other_data: bool,
     /// Who computes: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
@@ -78,7 +82,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         // Hours later is too late to learn it.
         crate::zoo::check_name(name)?;
     }
-    let started = if args.resume { started_run(out)? } else { None };
+    let started = if args.resume { started_run(out)?.map(|started| started.run) } else { None };
     let base = match (&args.base, started.as_ref().and_then(|run| run.base.as_ref())) {
         (Some(base), _) => Some(named_base(base)?),
         (None, Some(base)) => Some(opened_base(base.name.clone(), &base.directory)?),
@@ -88,7 +92,15 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let data = data.ok_or_else(|| Usage("name the images with --data: there is no run to resume yet".into()))?;
     let recipe = recipe(args, out, base.as_ref())?;
 
-    let settings = Pretraining { recipe, base, data, out: out.to_path_buf(), resume: args.resume, device };
+    let settings = Pretraining {
+        recipe,
+        base,
+        data,
+        allow_other_data: args.allow_other_data,
+        out: out.to_path_buf(),
+        resume: args.resume,
+        device,
+    };
     let world = World::join(place, &settings.device)?;
     match train(args, &settings, &world, output) {
         Ok(exit) => {
@@ -210,6 +222,30 @@ impl<'a> Progress<'a> {
     }
 }
 
+impl Progress<'_> {
+    /// How the search for images goes: redrawn on a terminal, elsewhere every half minute.
+    fn scanned(&mut self, event: ScanEvent<'_>) {
+        if !self.tells {
+            return;
+        }
+        let told = match event {
+            ScanEvent::Walking { folders, images } => format!("looking for images: {images} in {folders} folders"),
+            ScanEvent::Reading { done, of } => format!("looking for images: {done} of {of}"),
+            ScanEvent::Digesting { done, of } => format!("comparing images: {done} of {of}"),
+            ScanEvent::Unread(unread) => return self.warn(unread),
+            ScanEvent::Damaged(shard) => {
+                let DamagedShard { path, reason, images } = shard;
+                return self.warn(format_args!("`{}`: {reason}; its first {images} images are used", path.display()));
+            }
+        };
+        if self.bar.is_hidden() && self.printed.elapsed() >= EVERY {
+            self.printed = Instant::now();
+            self.output.say(&told);
+        }
+        self.bar.set_message(told);
+    }
+}
+
 impl Watch for Progress<'_> {
     fn hear(&mut self, news: News<'_>) {
         match news {
@@ -223,6 +259,15 @@ impl Watch for Progress<'_> {
                     true => self.say(format_args!("all {steps} updates are made{from}")),
                     false => self.say(format_args!("{images} images; updates {} to {steps}{from}", done + 1)),
                 }
+            }
+            News::Scan(event) => self.scanned(event),
+            News::UnknownData { images } => {
+                self.warn(format_args!(
+                    "this run of an older version does not say which images it was started with, only that there were {images}"
+                ));
+            }
+            News::DamagedRecord { path, reason } => {
+                self.warn(format_args!("`{}` cannot be used: {reason}; a checkpoint says the same", path.display()));
             }
             News::Damaged { path, reason } => {
                 self.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));

@@ -14,8 +14,8 @@ pub use method::{AttentionRows, ConditionalAdapters, DecoderShape, Initialise, M
 pub use metrics::{Metrics, StepRecord};
 pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
 pub use run::{
-    Base, BaseFile, End, News, Pretraining, Replay, RunError, RunFile, Summary, Watch, pretrain, replay,
-    started_recipe, started_run,
+    Base, BaseFile, EarlierData, End, News, Pretraining, Replay, RunError, RunFile, Started, Summary, Watch, pretrain,
+    replay, started_recipe, started_run,
 };
 pub use schedule::Schedule;
 pub use step::{

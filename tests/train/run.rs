@@ -62,7 +62,9 @@ fn what_a_run_was_started_with_is_written_beside_it() {
     assert_eq!((recipe.run.seed, recipe.optimizer.epochs, recipe.method.top_k), (11, 2, Some(5)));
     let about: Value = serde_json::from_slice(&std::fs::read(place.path("run/run.json")).unwrap()).unwrap();
     let keys: Vec<&String> = about.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["tool", "revision", "seed", "base", "data", "images"]);
+    assert_eq!(keys, ["tool", "revision", "seed", "base", "data", "images", "digest"]);
+    let digest = about["digest"].as_object().unwrap();
+    assert_eq!(digest.keys().collect::<Vec<_>>(), ["version", "images", "bytes", "names", "sizes", "contents"]);
     assert_eq!((about["seed"].as_u64(), about["images"].as_u64()), (Some(11), Some(26)));
     assert_eq!(about["base"]["sha256"].as_str().unwrap().len(), 64);
     let summary: Value = serde_json::from_slice(&std::fs::read(place.path("run/summary.json")).unwrap()).unwrap();

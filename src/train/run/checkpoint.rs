@@ -17,6 +17,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::error::RunError;
+use super::folder::RunFile;
 use super::state::{self, Seal};
 use crate::header;
 use crate::kernels::Slot;
@@ -47,6 +48,9 @@ pub(super) struct Belongs {
     pub(super) base: Option<String>,
     /// Text of the resolved recipe.
     pub(super) recipe: String,
+    /// What the run was started with; checkpoints of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) run: Option<RunFile>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -162,6 +166,17 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     }
     found.sort_unstable_by(|a, b| b.cmp(a));
     Ok(found)
+}
+
+/// What the newest checkpoint of `folder` belongs to whose record can be read, whatever its numbers are like.
+pub(super) fn newest_record(folder: &Path) -> Option<Belongs> {
+    let read = |(_, path): (u64, PathBuf)| -> Option<Belongs> {
+        let path = path.join(RECORD);
+        let small = fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= MAX_RECORD);
+        let record: Record = serde_json::from_slice(&fs::read(path).ok().filter(|_| small)?).ok()?;
+        Some(record.belongs)
+    };
+    list(folder).ok()?.into_iter().find_map(read)
 }
 
 /// The newest whole checkpoint of `folder`, if it has any; `damaged` hears of newer ones that are not, and they are removed

@@ -27,7 +27,7 @@ impl Desk {
         now: f64,
     ) -> Result<(Self, Vec<StepRecord>), RunError> {
         folder.write(Folder::RECIPE, &recipe.to_text()?)?;
-        folder.write(Folder::RUN, &serde_json::to_string_pretty(about).unwrap_or_default())?;
+        folder.write_json(Folder::RUN, about)?;
         let path = folder.file(Metrics::NAME);
         let done = saved.as_ref().map_or(0, |(step, _)| *step);
         let (metrics, kept) = Metrics::open(&path, done).map_err(RunError::io("write", &path))?;

@@ -109,7 +109,23 @@ pub enum RunError {
         /// What changed.
         differences: Vec<Difference>,
     },
-    /// The base or the data are not the ones the run was started with.
+    /// The images are not the ones the run was started with.
+    #[error(
+        "`{path}` was started with other data: {difference} differ in `{data}`; it was {was} and is {is}\nhint: name the data it was started with; `--allow-other-data` goes on with this"
+    )]
+    OtherData {
+        /// The run's folder.
+        path: String,
+        /// The images.
+        data: String,
+        /// What differs: their number, names, sizes or contents.
+        difference: &'static str,
+        /// Then.
+        was: String,
+        /// Now.
+        is: String,
+    },
+    /// The base, or the data of another process, are not the ones the run was started with.
     #[error("`{path}` was started with another {what}: it was {was} and is {is}")]
     Other {
         /// The run's folder.
@@ -184,6 +200,10 @@ impl RunError {
                 Hint::new().set("optimizer.micro_batch", "N").words(", or another number of processes")
             }
             Self::OtherRecipe { .. } => "continue without these changes, or start a new run".into(),
+            Self::OtherData { .. } => {
+                let own = Hint::new().words("name the data it was started with; ");
+                own.option("allow_other_data").words(" goes on with this")
+            }
             Self::NoCheckpoint { .. } => "start a new run".into(),
             Self::NonFinite { dump, .. } => {
                 let replay = Command::new("pretrain").set("replay", dump.display().to_string());

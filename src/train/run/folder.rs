@@ -3,6 +3,7 @@
 //! ```text
 //! recipe.toml      the resolved recipe: with overrides, k and τ
 //! run.json         seed, tool, revision, base and its sha256, data
+//! data.json        where the images are: what a scan found, and how to tell whether it is still true
 //! metrics.jsonl    one line for each update
 //! events.out.…     the same for TensorBoard
 //! checkpoints/     step-00000120, …
@@ -17,7 +18,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint;
 use super::error::RunError;
+use crate::data::{DataDigest, lossless};
 use crate::hint::Hint;
 use crate::staged::StagedFile;
 use crate::train::Recipe;
@@ -38,10 +41,32 @@ pub struct RunFile {
     pub seed: u64,
     /// The base.
     pub base: Option<BaseFile>,
-    /// The images, as given.
+    /// The images, as given. A path that is no text is an object with its bytes.
+    #[serde(with = "lossless")]
     pub data: PathBuf,
     /// How many there were.
     pub images: u64,
+    /// Which they were; runs of older versions do not say.
+    #[serde(default)]
+    pub digest: Option<DataDigest>,
+    /// Data the run went on from to other data, which had to be allowed; the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_data: Vec<EarlierData>,
+}
+
+/// What a run was trained on before it went on with other data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlierData {
+    /// Updates made when it went on with other data.
+    pub until: u64,
+    /// The images.
+    #[serde(with = "lossless")]
+    pub data: PathBuf,
+    /// How many there were.
+    pub images: u64,
+    /// Which they were, where the run said so.
+    pub digest: Option<DataDigest>,
 }
 
 /// The base of a run.
@@ -51,6 +76,7 @@ pub struct BaseFile {
     /// What it is called.
     pub name: String,
     /// Where it is.
+    #[serde(with = "lossless")]
     pub directory: PathBuf,
     /// Of its `model.safetensors`, lower-case hex.
     pub sha256: String,
@@ -66,6 +92,8 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) const RECIPE: &str = "recipe.toml";
     pub(super) const RUN: &str = "run.json";
+    /// The kept scan of the data.
+    pub(super) const SCAN: &str = "data.json";
     pub(super) const CHECKPOINTS: &str = "checkpoints";
     pub(super) const SUMMARY: &str = "summary.json";
 
@@ -143,6 +171,12 @@ impl Folder {
         self.path.join("model")
     }
 
+    /// Writes `value` as the file `name`, in JSON.
+    pub(super) fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), RunError> {
+        let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from);
+        self.write(name, &text.map_err(RunError::io("write", &self.file(name)))?)
+    }
+
     /// Writes `text` as the file `name`.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<(), RunError> {
         let path = self.file(name);
@@ -168,17 +202,35 @@ pub fn started_recipe(folder: &Path) -> Result<Option<Recipe>, RunError> {
     Ok(Some(Recipe::load(&path.to_string_lossy(), &[])?))
 }
 
-/// What a run in `folder` was started with, if one was.
+/// What a run was started with, and why `run.json` itself did not say so, where it did not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Started {
+    /// What it was started with.
+    pub run: RunFile,
+    /// What is wrong with `run.json`; what it should say is then the newest checkpoint's own record.
+    pub damaged: Option<String>,
+}
+
+/// What a run in `folder` was started with, if one was. Where `run.json` is damaged, its newest checkpoint says it.
 ///
 /// # Errors
-/// [`RunError::Io`] and [`RunError::Invalid`], when somebody damaged the file.
-pub fn started_run(folder: &Path) -> Result<Option<RunFile>, RunError> {
+/// [`RunError::Io`]; [`RunError::Invalid`] when `run.json` is damaged and no checkpoint says what it should.
+pub fn started_run(folder: &Path) -> Result<Option<Started>, RunError> {
     let path = folder.join(Folder::RUN);
-    if !path.exists() {
-        return Ok(None);
+    let found = match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("it is not there".to_owned()),
+        Err(error) => return Err(RunError::io("read", &path)(error)),
+    };
+    let reason = match found {
+        Ok(run) => return Ok(Some(Started { run, damaged: None })),
+        Err(reason) => reason,
+    };
+    if let Some(run) = checkpoint::newest_record(&folder.join(Folder::CHECKPOINTS)).and_then(|belongs| belongs.run) {
+        return Ok(Some(Started { run, damaged: Some(reason) }));
     }
-    let text = fs::read_to_string(&path).map_err(RunError::io("read", &path))?;
-    let invalid =
-        |error: serde_json::Error| RunError::Invalid { path: path.display().to_string(), reason: error.to_string() };
-    serde_json::from_str(&text).map(Some).map_err(invalid)
+    match path.exists() {
+        false => Ok(None),
+        true => Err(RunError::Invalid { path: path.display().to_string(), reason }),
+    }
 }

@@ -12,6 +12,7 @@ mod desk;
 mod dump;
 mod error;
 mod folder;
+mod images;
 mod result;
 mod start;
 mod state;
@@ -24,13 +25,13 @@ use std::time::Duration;
 use candle_core::Device;
 
 use super::{Recipe, StepRecord};
-use crate::data::Broken;
+use crate::data::{Broken, ScanEvent};
 use crate::model::Canonical;
 use crate::zoo::TecDefaults;
 
 pub use dump::{Replay, replay};
 pub use error::RunError;
-pub use folder::{BaseFile, RunFile, started_recipe, started_run};
+pub use folder::{BaseFile, EarlierData, RunFile, Started, started_recipe, started_run};
 pub use summary::Summary;
 pub use trainer::pretrain;
 
@@ -43,6 +44,8 @@ pub struct Pretraining {
     pub base: Option<Base>,
     /// Images: see [`crate::data::Dataset::open`].
     pub data: PathBuf,
+    /// Go on with other images than the run was started with; that it did is written down.
+    pub allow_other_data: bool,
     /// The run's folder.
     pub out: PathBuf,
     /// Continue the run in `out`, or start it when there is none yet.
@@ -73,6 +76,20 @@ impl Base {
 /// What a run tells while it goes.
 #[derive(Debug, Clone, Copy)]
 pub enum News<'a> {
+    /// The images are being looked for.
+    Scan(ScanEvent<'a>),
+    /// The run to go on with does not say which images it was started with, only how many; these are taken to be the same.
+    UnknownData {
+        /// How many.
+        images: u64,
+    },
+    /// The file that says what the run was started with cannot be used; a checkpoint says it.
+    DamagedRecord {
+        /// The file.
+        path: &'a Path,
+        /// What is wrong with it.
+        reason: &'a str,
+    },
     /// It is about to make its first update.
     Started {
         /// Updates already done.

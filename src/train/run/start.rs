@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Belongs};
 use super::error::RunError;
-use super::folder::{Folder, RunFile, started_recipe, started_run};
+use super::folder::{EarlierData, Folder, RunFile, Started, started_recipe, started_run};
+use super::images::Known;
 use super::{News, Pretraining, Watch};
+use crate::data::DataDigest;
 use crate::train::distributed::World;
 use crate::train::{Recipe, StepState};
 
@@ -20,7 +22,7 @@ pub(super) struct Resumed {
 pub(super) fn continued(
     settings: &Pretraining,
     recipe: &Recipe,
-    about: &RunFile,
+    about: &mut RunFile,
     world: &World,
     watch: &mut dyn Watch,
 ) -> Result<(Option<Folder>, Option<Resumed>), RunError> {
@@ -28,12 +30,16 @@ pub(super) fn continued(
     let (mut folder, mut from) = (None, None);
     if world.rank() == 0 {
         let claimed = Folder::claim(&settings.out, settings.resume)?;
-        refuse_another(&claimed, recipe, about)?;
+        let allowed = settings.allow_other_data;
+        let left = refuse_another(&claimed, recipe, about, allowed, watch)?;
         let mut damaged = |path: &Path, reason: &str| watch.hear(News::Damaged { path, reason });
         if let Some((path, belongs, state)) = checkpoint::newest(&claimed.checkpoints(), &mut damaged)? {
-            refuse_another_checkpoint(&belongs, &claimed, recipe, about)?;
+            refuse_another_checkpoint(&belongs, &claimed, recipe, about, allowed)?;
             from = Some(Resumed { path, belongs, state });
         }
+        // Data is only changed by updates on it.
+        let until = from.as_ref().map_or(0, |from| from.belongs.step);
+        about.earlier_data.extend(left.map(|left| EarlierData { until, ..left }).filter(|left| left.until > 0));
         folder = Some(claimed);
     }
     let mut words = [from.as_ref().map_or(NONE, |from| from.belongs.step), about.images].map(u64::to_le_bytes).concat();
@@ -41,6 +47,13 @@ pub(super) fn continued(
     let word = |at: usize| words[at * 8..].first_chunk().map_or(NONE, |word| u64::from_le_bytes(*word));
     if word(1) != about.images {
         let (was, is) = (format!("{} images", word(1)), format!("{} in rank {}", about.images, world.rank()));
+        return Err(RunError::Other { path: settings.out.display().to_string(), what: "data", was, is });
+    }
+    let id = about.digest.as_ref().map(DataDigest::id).unwrap_or_default();
+    let mut first = id.clone().into_bytes();
+    world.broadcast(&mut first)?;
+    if first != id.as_bytes() {
+        let (was, is) = (String::from_utf8_lossy(&first).into_owned(), format!("{id} in rank {}", world.rank()));
         return Err(RunError::Other { path: settings.out.display().to_string(), what: "data", was, is });
     }
     if world.rank() != 0 && word(0) != NONE {
@@ -52,15 +65,30 @@ pub(super) fn continued(
     Ok((folder, from))
 }
 
-/// What the files beside the checkpoints say.
-fn refuse_another(folder: &Folder, recipe: &Recipe, about: &RunFile) -> Result<(), RunError> {
+/// What the files beside the checkpoints say. Returns the data they were started with, where going on with other data is
+/// allowed and this is other data.
+fn refuse_another(
+    folder: &Folder,
+    recipe: &Recipe,
+    about: &mut RunFile,
+    allowed: bool,
+    watch: &mut dyn Watch,
+) -> Result<Option<EarlierData>, RunError> {
     if let Some(was) = started_recipe(folder.path())? {
         refuse_recipe(folder, &was, recipe)?;
     }
-    let Some(was) = started_run(folder.path())? else { return Ok(()) };
+    let Some(Started { run: was, damaged }) = started_run(folder.path())? else { return Ok(None) };
+    if let Some(reason) = damaged {
+        watch.hear(News::DamagedRecord { path: &folder.file(Folder::RUN), reason: &reason });
+    }
     let sha256 = |run: &RunFile| run.base.as_ref().map(|base| base.sha256.clone());
     refuse_base(folder, sha256(&was), sha256(about))?;
-    refuse_data(folder, was.images, about.images)
+    let other = refuse_data(folder, was.known(), about, allowed)?;
+    if was.digest.is_none() {
+        watch.hear(News::UnknownData { images: was.images });
+    }
+    about.earlier_data = was.earlier_data;
+    Ok(other.then_some(EarlierData { until: 0, data: was.data, images: was.images, digest: was.digest }))
 }
 
 fn refuse_recipe(folder: &Folder, was: &Recipe, is: &Recipe) -> Result<(), RunError> {
@@ -78,12 +106,12 @@ fn refuse_base(folder: &Folder, was: Option<String>, is: Option<String>) -> Resu
     Err(RunError::Other { path: folder.path().display().to_string(), what: "base", was: shown(was), is: shown(is) })
 }
 
-fn refuse_data(folder: &Folder, was: u64, is: u64) -> Result<(), RunError> {
-    if was == is {
-        return Ok(());
+/// Whether the data is other data, and that is allowed.
+fn refuse_data(folder: &Folder, was: Known<'_>, is: &RunFile, allowed: bool) -> Result<bool, RunError> {
+    match was.difference(is) {
+        Some(difference) if !allowed => Err(was.refused(folder.path(), difference, is)),
+        difference => Ok(difference.is_some()),
     }
-    let shown = |images: u64| format!("{images} images");
-    Err(RunError::Other { path: folder.path().display().to_string(), what: "data", was: shown(was), is: shown(is) })
 }
 
 /// What a checkpoint itself says: the files beside it may have been edited.
@@ -92,8 +120,12 @@ fn refuse_another_checkpoint(
     folder: &Folder,
     recipe: &Recipe,
     about: &RunFile,
+    allowed: bool,
 ) -> Result<(), RunError> {
     refuse_recipe(folder, &Recipe::parse("of the checkpoint", &belongs.recipe, &[])?, recipe)?;
     refuse_base(folder, belongs.base.clone(), about.base.as_ref().map(|base| base.sha256.clone()))?;
-    refuse_data(folder, belongs.images, about.images)
+    let digest = belongs.run.as_ref().and_then(|run| run.digest.as_ref());
+    let known = Known { images: belongs.images, digest };
+    // The run may have gone on by leave, and ended before its next checkpoint.
+    refuse_data(folder, known, about, allowed || about.left(known)).map(drop)
 }

@@ -1,5 +1,6 @@
 //! The loop.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,6 +10,7 @@ use super::desk::Desk;
 use super::dump;
 use super::error::RunError;
 use super::folder::{BaseFile, Folder, RunFile};
+use super::images::Images;
 use super::result;
 use super::start::{Resumed, continued};
 use super::summary::{Summary, peak_memory};
@@ -27,13 +29,17 @@ const SHOWN: usize = 4;
 /// the others ([`World::abort`]): they wait for it.
 pub fn pretrain(settings: &Pretraining, world: &World, watch: &mut dyn Watch) -> Result<End, RunError> {
     let recipe = resolved(settings)?;
-    let dataset = Arc::new(Dataset::open(&settings.data)?);
+    let images = Images::find(&settings.data, &settings.out, settings.resume, &mut |event| {
+        watch.hear(News::Scan(event));
+        if watch.stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let dataset = &images.dataset;
     let schedule = Schedule::new(&recipe, dataset.len()).ok_or_else(|| RunError::TooFew {
         data: settings.data.display().to_string(),
         images: dataset.len(),
         batch: recipe.optimizer.batch,
     })?;
-    let mut trainer = Trainer::new(settings, &recipe, schedule, dataset, world, watch)?;
+    let mut trainer = Trainer::new(settings, &recipe, schedule, images, world, watch)?;
     let ended = trainer.run(watch);
     if let Err(RunError::Data(_)) = ended {
         // The weights are good, whatever became of the images. Should this fail too, the first reason is the one to tell.
@@ -104,24 +110,26 @@ impl<'a> Trainer<'a> {
         settings: &'a Pretraining,
         recipe: &'a Recipe,
         schedule: Schedule,
-        dataset: Arc<Dataset>,
+        Images { dataset, digest }: Images,
         world: &'a World,
         watch: &mut dyn Watch,
     ) -> Result<Self, RunError> {
         let base = settings.base.as_ref();
         let images = dataset.len();
-        let about = RunFile {
+        let mut about = RunFile {
             tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
             revision: option_env!("TEC_ZOO_REVISION").map(str::to_owned),
             seed: recipe.run.seed,
             base: base.map(BaseFile::of).transpose()?,
             data: std::path::absolute(&settings.data).map_err(RunError::io("read", &settings.data))?,
             images,
+            digest: Some(digest),
+            earlier_data: Vec::new(),
         };
-        let (folder, from) = continued(settings, recipe, &about, world, watch)?;
+        let (folder, from) = continued(settings, recipe, &mut about, world, watch)?;
         let mut step =
             Step::new(base.map(|base| &base.model), &recipe.student, recipe.step_settings(), &settings.device)?;
-        let (mut done, mut skipped_before, mut saved) = (0, 0, None);
+        let (mut done, mut skipped_before, mut saved) = (0, dataset.damaged().len() as u64, None);
         if let Some(Resumed { path, belongs, state }) = from {
             step.restore(state)?;
             (done, skipped_before) = (belongs.step, belongs.skipped);
@@ -148,6 +156,7 @@ impl<'a> Trainer<'a> {
         let (mut desk, mut last_epoch) = (None, Vec::new());
         if let Some(folder) = folder {
             let (opened, kept) = Desk::open(folder, recipe, &about, saved, now())?;
+            dataset.keep(&settings.data, &opened.folder.file(Folder::SCAN))?;
             desk = Some(opened);
             last_epoch = kept;
             last_epoch.retain(|record| schedule.is_last_epoch(record.step));
@@ -281,6 +290,7 @@ impl<'a> Trainer<'a> {
             skipped: self.skipped,
             base: self.about.base.as_ref().map(|base| base.sha256.clone()),
             recipe: self.recipe_text.clone(),
+            run: Some(self.about.clone()),
         }
     }
 
@@ -370,7 +380,7 @@ impl<'a> Trainer<'a> {
         };
         // A finished run that is resumed keeps the summary of those who ran it.
         if self.trained.steps > 0 || !desk.folder.file(Folder::SUMMARY).exists() {
-            desk.folder.write(Folder::SUMMARY, &serde_json::to_string_pretty(&summary).unwrap_or_default())?;
+            desk.folder.write_json(Folder::SUMMARY, &summary)?;
         }
         Ok(Some(summary))
     }
