@@ -11,6 +11,7 @@ use divan::counter::BytesCount;
 use serde_json::{Map, json};
 use tec_zoo::checkpoint::Checkpoint;
 use tec_zoo::convert::{Mapping, Plan, Request};
+use tec_zoo::destination::Destination;
 
 fn main() {
     divan::main();
@@ -85,7 +86,7 @@ fn whole(bencher: divan::Bencher) {
     let out = temp.path().join("model");
     bencher.counter(BytesCount::new(bytes)).bench_local(|| {
         let go = &mut |_| ControlFlow::Continue(());
-        tec_zoo::convert::convert(&path, &out, &request(), true, go).unwrap()
+        tec_zoo::convert::convert(&path, Destination::new(&out).overwrite(true), &request(), go).unwrap()
     });
 }
 

@@ -8,6 +8,7 @@ use divan::Bencher;
 use divan::counter::BytesCount;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use tec_zoo::destination::Destination;
 use tec_zoo::model::{Canonical, vit_parameters};
 use tec_zoo::onnx::{ExportOptions, ModelInfo, Target, export};
 
@@ -54,7 +55,9 @@ fn export_vit_b(bencher: Bencher<'_, '_>, target: Target) {
     let path = dir.path().join("model.onnx");
     let options = ExportOptions { target, ..ExportOptions::default() };
     let bytes = export(&model, &path, &options).expect("an export").bytes;
-    bencher.counter(BytesCount::new(bytes)).bench_local(|| export(&model, &path, &options).expect("an export"));
+    bencher
+        .counter(BytesCount::new(bytes))
+        .bench_local(|| export(&model, Destination::new(&path).overwrite(true), &options).expect("an export"));
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1)]

@@ -26,6 +26,7 @@ pub mod cli;
 pub mod convert;
 #[cfg(feature = "data")]
 pub mod data;
+pub mod destination;
 #[cfg(feature = "fetch")]
 pub mod fetch;
 mod header;

@@ -46,7 +46,7 @@ impl Program {
         stderr
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.stdout(0, arguments)).unwrap()
     }
 
@@ -57,7 +57,7 @@ impl Program {
     }
 
     /// Names of everything in the working folder, hidden files included.
-    fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir()).unwrap();
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();

@@ -53,14 +53,14 @@ fn asking(branch: Option<&str>) -> Request {
 
 /// Converts without looking at what comes by the way.
 fn run(path: &Path, out: &Path, request: &Request) -> Result<Conversion, ConvertError> {
-    convert(path, out, request, false, &mut |_| ControlFlow::Continue(()))
+    convert(path, out, request, &mut |_| ControlFlow::Continue(()))
 }
 
 /// Converts an edited checkpoint.
 fn run_edited(tensors: &[torch_file::Tensor], out: &Path, request: &Request) -> Result<Conversion, ConvertError> {
     let checkpoint = torch_file::checkpoint(tensors);
     let plan = Plan::new(&checkpoint, request)?;
-    plan.apply(&checkpoint, "edited.pth", out, false, &mut |_| ControlFlow::Continue(()))
+    plan.apply(&checkpoint, "edited.pth", out, &mut |_| ControlFlow::Continue(()))
 }
 
 #[test]

@@ -33,11 +33,11 @@ fn four_heads() -> Request {
 }
 
 fn convert(file: &Path, out: &Path, request: &Request) -> convert::Conversion {
-    convert::convert(file, out, request, false, &mut |_| ControlFlow::Continue(())).unwrap()
+    convert::convert(file, out, request, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 fn emit(model: &Path, layout: Layout, out: &Path) -> Result<convert::Emission, ConvertError> {
-    convert::emit(&Canonical::open(model).unwrap(), layout, None, out, false, &mut |_| ControlFlow::Continue(()))
+    convert::emit(&Canonical::open(model).unwrap(), layout, None, out, &mut |_| ControlFlow::Continue(()))
 }
 
 /// The values of a stored tensor of the fixtures, which are f32.
@@ -205,7 +205,7 @@ fn what_a_plain_vit_has_not_is_refused_where_a_layout_cannot_say_it() {
     let edited = torch_file::checkpoint(&tensors);
     let request = Request { family: Some("timm".into()), ..four_heads() };
     let plan = Plan::new(&edited, &request).unwrap();
-    plan.apply(&edited, "edited.pth", &at("bare"), false, &mut |_| ControlFlow::Continue(())).unwrap();
+    plan.apply(&edited, "edited.pth", &at("bare"), &mut |_| ControlFlow::Continue(())).unwrap();
     let vit = &Canonical::open(&at("bare")).unwrap().config().vit.clone();
     assert_eq!((vit.layer_scale, vit.registers, vit.mlp), (false, 4, Mlp::SwiGlu));
     insta::assert_snapshot!(emit(&at("bare"), Layout::Hf, &at("hf")).unwrap_err().in_full(), @r"

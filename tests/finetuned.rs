@@ -34,7 +34,7 @@ fn request(name: &str) -> Request {
 }
 
 fn convert(name: &str, out: &Path) -> convert::Conversion {
-    convert::convert(&checkpoint(name), out, &request(name), false, &mut |_| ControlFlow::Continue(())).unwrap()
+    convert::convert(&checkpoint(name), out, &request(name), &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 const SEGMENTERS: [(&str, Purpose); 3] = [
@@ -204,7 +204,7 @@ fn what_does_not_fit_is_refused_by_name() {
         let model = Canonical::open(&convert(name, &dir.path().join(name)).dir).unwrap();
         for layout in [Layout::Timm, Layout::Hf] {
             let refused =
-                convert::emit(&model, layout, None, &dir.path().join("x"), false, &mut |_| ControlFlow::Continue(()));
+                convert::emit(&model, layout, None, &dir.path().join("x"), &mut |_| ControlFlow::Continue(()));
             assert!(matches!(refused, Err(ConvertError::Inexpressible { .. })), "{refused:?}");
         }
     }

@@ -25,7 +25,7 @@ fn fixture(name: &str) -> PathBuf {
 fn model(file: &str, family: &str, branch: Option<&str>, out: &Path) -> Canonical {
     let (family, branch) = (Some(family.to_owned()), branch.map(str::to_owned));
     let request = Request { family, branch, heads: Some(4), ..Request::default() };
-    convert(&fixture(file), out, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+    convert(&fixture(file), out, &request, &mut |_| ControlFlow::Continue(())).unwrap();
     Canonical::open(out).unwrap()
 }
 
@@ -111,7 +111,7 @@ fn a_model_is_itself_in_every_container_and_layout() {
     let out = dir.path().join("hf");
     let hf = Layout::ALL.into_iter().find(|layout| layout.name() == "hf").unwrap();
     let mae = Canonical::open(&dir.path().join("mae")).unwrap();
-    emit(&mae, hf, None, &out, false, &mut |_| ControlFlow::Continue(())).unwrap();
+    emit(&mae, hf, None, &out, &mut |_| ControlFlow::Continue(())).unwrap();
     same(&out, "mae");
 }
 

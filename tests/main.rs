@@ -32,6 +32,8 @@ mod language;
 mod method;
 #[cfg(feature = "cli")]
 mod onnx;
+#[cfg(all(feature = "cli", unix))]
+mod outputs;
 #[cfg(feature = "candle")]
 mod parity;
 mod position;

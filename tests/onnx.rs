@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use tec_zoo::destination::DestinationError;
 use tec_zoo::model::{
     Activation, AdapterConfig, Canonical, ClassifierConfig, Feature, Interpolation, Licence, Mlp, ModelConfig,
     ParameterSpec, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig, adapter_parameters,
@@ -629,7 +630,7 @@ fn a_refused_or_failed_export_leaves_nothing_behind() {
     let model = Nano::default().write(&file(&dir, "nano"));
     let missing = dir.path().join("no/such/folder/x.onnx");
     let refused = export(&model, &missing, &ExportOptions::default());
-    assert!(matches!(refused, Err(ExportError::Write { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(ExportError::Destination(DestinationError::NoFolder { .. }))), "{refused:?}");
     let target = file(&dir, "taken");
     std::fs::create_dir(&target).unwrap();
     assert!(export(&model, &target, &ExportOptions::default()).is_err());

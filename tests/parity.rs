@@ -73,7 +73,7 @@ pub(crate) fn convert(file: &Path, family: &str, branch: Option<&str>, out: &Pat
         norm_eps: Some(1e-6),
         ..Request::default()
     };
-    convert::convert(file, out, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+    convert::convert(file, out, &request, &mut |_| ControlFlow::Continue(())).unwrap();
     Canonical::open(out).unwrap()
 }
 

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+use tec_zoo::destination::Destination;
 use tec_zoo::model::{Activation, Canonical, Resample};
 use tec_zoo::verify::{
     Cause, Golden, Options, Origin, Outcome, Point, PositionAxes, Precision, Report, StageReport, VerifyError,
@@ -369,7 +370,8 @@ fn a_record_made_here_replays_and_catches_a_changed_weight() {
     let path = spoiled.path().join("golden.safetensors");
     make_golden(&spoiled.model(), &path).unwrap();
     let first = std::fs::read(&path).unwrap();
-    make_golden(&spoiled.model(), &path).unwrap();
+    make_golden(&spoiled.model(), &path).unwrap_err();
+    make_golden(&spoiled.model(), Destination::new(&path).overwrite(true)).unwrap();
     assert_eq!(first, std::fs::read(&path).unwrap(), "the same model gives the same record");
 
     let golden = Golden::open(&path).unwrap();

@@ -265,7 +265,7 @@ fn a_registered_model_is_in_the_catalogue_with_its_bases_terms() {
     let checkpoint = root("fixtures/reference/tec_converted.pth");
     let request = tec_zoo::convert::Request { family: Some("tec".into()), heads: Some(4), ..Default::default() };
     let go_on = &mut |_| std::ops::ControlFlow::Continue(());
-    tec_zoo::convert::convert(&checkpoint, &model, &request, false, go_on).unwrap();
+    tec_zoo::convert::convert(&checkpoint, &model, &request, go_on).unwrap();
 
     let written = tec_zoo::zoo::register(&overlay, "my-tec", &model).unwrap();
     assert_eq!(written, overlay.join("my-tec.toml"));

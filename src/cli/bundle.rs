@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::{exit::Exit, fetch, output::Output, registry};
+use super::{exit::Exit, fetch, out, output::Output, registry};
 use crate::fetch::{Store, bundle};
 
 /// Pack models that are here into one archive, for a site without a network
@@ -19,7 +19,7 @@ pub(super) struct Args {
     /// Names of the zoo, or of registered models
     #[arg(required = true)]
     models: Vec<String>,
-    /// The archive to write
+    /// The archive to write; `-` for standard output
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Replace a file that is already there
@@ -31,6 +31,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let out = out::file(&args.out, args.overwrite, args.json, output)?;
     let zoo = registry::zoo()?;
     let store = Store::open(&registry::home()?)?;
     let mut models = Vec::new();
@@ -41,9 +42,9 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         models.push((name.clone(), directory));
     }
     let mut news = fetch::News::new(output);
-    let made = bundle(&store, &models, &args.out, args.overwrite, &mut |event| news.hear(event));
+    let made = bundle(&store, &models, out.clone(), &mut |event| news.hear(event));
     news.bar.finish_and_clear();
-    let made = made.with_context(|| format!("`{}` is not written", args.out.display()))?;
+    let made = made.with_context(|| format!("{out} is not written"))?;
     match args.json {
         true => output.json(&made)?,
         false => output.line(format_args!("{}  {}", made.sha256, made.path.display()))?,

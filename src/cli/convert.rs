@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use indicatif::ProgressBar;
 
-use super::{exit::Exit, exit::Usage, fetch, hint::Advised, interrupt, output::Output, registry};
+use super::hint::Advised;
+use super::{exit::Exit, exit::Usage, fetch, interrupt, out, output::Output, registry};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Action, Conversion, Layout, Plan, Progress, Request, Sidecar, emit};
 use crate::fetch::{Store, convert_remote};
+use crate::model::ModelFile;
 
 /// Bring a checkpoint into the common format; or, with --to, a model into another layout
 #[derive(Debug, clap::Args)]
@@ -48,7 +50,7 @@ pub(super) struct Args {
     /// Input size in pixels that the framework's configuration is for; its position table gets that grid [default: the framework's own: mmseg 512, mmdet and detectron2 1024, ibot 672x1092]
     #[arg(long, value_name = "HxW", value_parser = super::size::parse, requires = "to")]
     size: Option<[usize; 2]>,
-    /// Replace a model directory that is already there
+    /// Replace the model directory, or with --to the file, that is already there
     #[arg(long)]
     overwrite: bool,
     /// Decide every key and show the plan; write nothing
@@ -75,6 +77,10 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         return from_address(args, &request, output);
     }
     let path = Path::new(&args.input);
+    let out = out::destination(&args.out, args.overwrite);
+    if !args.dry_run {
+        out.check_directory(&ModelFile::ALL.map(ModelFile::name))?;
+    }
     let checkpoint = Checkpoint::open(path)?;
     request.sidecar = Sidecar::beside(path);
     let plan = Plan::new(&checkpoint, &request)?;
@@ -85,20 +91,21 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let bar = output.bytes_bar(plan.bytes());
     let mut watch = |progress| watch(&bar, progress);
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let made = plan.apply(&checkpoint, &name, &args.out, args.overwrite, &mut watch);
+    let made = plan.apply(&checkpoint, &name, out, &mut watch);
     bar.finish_and_clear();
     report(args, &made?, output)
 }
 
 /// Converts what is fetched of a file on a server.
 fn from_address(args: &Args, request: &Request, output: &mut Output) -> Result<Exit> {
-    if args.dry_run || args.overwrite {
-        return Err(Usage("--dry-run and --overwrite need a file on this machine".into()).into());
+    if args.dry_run {
+        return Err(Usage("--dry-run needs a file on this machine".into()).into());
     }
+    let out = out::destination(&args.out, args.overwrite);
     let store = Store::open(&registry::home()?)?;
     let options = fetch::options();
     let mut news = fetch::News::new(output);
-    let made = convert_remote(&store, &args.input, &args.out, request, &options, &mut |event| news.hear(event));
+    let made = convert_remote(&store, &args.input, out, request, &options, &mut |event| news.hear(event));
     news.bar.finish_and_clear();
     let made = made?;
     output.say(format_args!("fetched {} of {} bytes", made.fetched, made.total));
@@ -190,7 +197,9 @@ fn back(args: &Args, layout: &str, output: &mut Output) -> Result<Exit> {
     };
     let model = registry::open(&args.input)?;
     let bar = output.bytes_bar(0);
-    let made = emit(&model, layout, args.size, &args.out, args.overwrite, &mut |progress| watch(&bar, progress));
+    let made = emit(&model, layout, args.size, out::destination(&args.out, args.overwrite), &mut |progress| {
+        watch(&bar, progress)
+    });
     bar.finish_and_clear();
     let made = made?;
     if args.json {

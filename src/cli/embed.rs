@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 
-use super::{exit::Exit, exit::Usage, interrupt, output::Output, registry, runtimes};
+use super::{exit::Exit, exit::Usage, interrupt, out, output::Output, registry, runtimes};
 use crate::data::{Batch, FeatureFile, ImageBatches, Input};
 use crate::kernels::Eager;
 use crate::model::{Canonical, FeatureOutput, Vit};
@@ -26,9 +26,12 @@ pub(super) struct Args {
     /// An image (jpeg, png, webp), a folder, a text file with one path a line, or a .safetensors file whose tensor
     /// `images` (B, 3, H, W) is already normalised
     input: PathBuf,
-    /// The file to write
+    /// The file to write; `-` for standard output
     #[arg(long)]
     out: PathBuf,
+    /// Replace a file that is already there
+    #[arg(long)]
+    overwrite: bool,
     /// Which outputs
     #[arg(long, value_delimiter = ',', default_value = "cls")]
     outputs: Vec<FeatureOutput>,
@@ -47,6 +50,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let out = out::file(&args.out, args.overwrite, false, output)?;
     let model = registry::open(&args.model)?;
     let config = model.config();
     for wanted in &args.outputs {
@@ -57,7 +61,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let mut batches = ImageBatches::new(input, config.preprocessing, size, args.batch.into(), args.skip_broken)?;
     let bar = output.images_bar(batches.total() as u64);
     let mut engine = Engine::new(args, &model);
-    let mut features = FeatureFile::new(&args.out);
+    let mut features = FeatureFile::new(out.clone())?;
     let mut paths = Vec::new();
     while let Some(batch) = batches.next_batch()? {
         interrupt::check()?;
@@ -82,7 +86,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     }
     features.finish(&metadata)?;
     let names: Vec<String> = args.outputs.iter().map(FeatureOutput::to_string).collect();
-    output.line(format_args!("{}: {}", args.out.display(), names.join(", ")))?;
+    output.line(format_args!("{out}: {}", names.join(", ")))?;
     Ok(Exit::Done)
 }
 

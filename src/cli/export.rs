@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde_json::json;
 
 use super::calibrate::calibrate;
-use super::{exit::Exit, exit::Usage, output::Output, registry, runtimes};
-use crate::model::Resample;
+use super::{exit::Exit, exit::Usage, out, output::Output, registry, runtimes};
+use crate::destination::Destination;
+use crate::model::{Canonical, Resample};
 use crate::onnx::{
-    Adapters, CheckOptions, Dtype, ExportOptions, LevelNorm, MapOptions, Purpose, Reference, Size, Target, check,
-    export,
+    Adapters, CheckOptions, Dtype, ExportOptions, ExportReport, LevelNorm, MapOptions, Purpose, Reference, Size,
+    Target, check, export,
 };
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -135,9 +136,12 @@ enum TargetArg {
 pub(super) struct Args {
     /// A directory in the common format, or a name of the zoo
     model: String,
-    /// The file to write
+    /// The file to write; `-` for standard output
     #[arg(long)]
     out: PathBuf,
+    /// Replace a file that is already there
+    #[arg(long)]
+    overwrite: bool,
     /// What the graph gives
     #[arg(long = "for", value_enum, default_value = "tokens")]
     purpose: For,
@@ -215,6 +219,7 @@ fn purpose(args: &Args) -> Result<Purpose, Usage> {
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let purpose = purpose(args)?;
+    let out = out::file(&args.out, args.overwrite, args.json, output)?;
     let model = registry::open(&args.model)?;
     let mut options = ExportOptions {
         target: match args.target {
@@ -242,11 +247,37 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         output.say("calibrating …");
         options.calibration = Some(calibrate(&model, &options, images, output)?);
     }
-    let written = export(&model, &args.out, &options)?;
+    // A check reads the file, which cannot be done with what was sent to a stream: there it comes first.
+    let scratch = out.is_stream().then(tempfile::tempdir).transpose()?;
+    let file = match &scratch {
+        Some(scratch) => Destination::new(scratch.path().join("export.onnx")),
+        None => out.clone(),
+    };
+    let written = export(&model, file, &options)?;
+    if scratch.is_some() && written.data.is_some() {
+        bail!(
+            "{out} takes one file, and this model's weights need a second one beside it\nhint: give the name of a file"
+        );
+    }
+    let exit = report(args, &model, &written, &out, output)?;
+    if scratch.is_some() {
+        out.send(&written.path)?;
+    }
+    Ok(exit)
+}
+
+/// Says what was written to `out`, and checks it.
+fn report(
+    args: &Args,
+    model: &Canonical,
+    written: &ExportReport,
+    out: &Destination,
+    output: &mut Output,
+) -> Result<Exit> {
     if !args.json {
         output.line(format_args!(
             "{}: {} bytes, {} nodes, opset {}, IR {}",
-            written.path.display(),
+            if out.is_stream() { out.to_string() } else { written.path.display().to_string() },
             written.bytes,
             written.nodes,
             written.opset,
@@ -267,7 +298,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     }
     output.say("checking in every runtime found …");
     let options = CheckOptions { runtime: runtimes::options(None), ..CheckOptions::default() };
-    let report = check(&args.out, Reference::Model(&model), &options)?;
+    let report = check(&written.path, Reference::Model(model), &options)?;
     match args.json {
         true => output.json(&json!({ "export": written, "check": report }))?,
         false => runtimes::print(&report, output)?,

@@ -3,6 +3,8 @@
 use super::exit::{Exit, Usage};
 use crate::checkpoint::CheckpointError;
 use crate::convert::ConvertError;
+use crate::data::DataError;
+use crate::destination::DestinationError;
 use crate::fetch::FetchError;
 use crate::hint::{Argument, Command, Hint, Part, Setting};
 use crate::identify::IdentifyError;
@@ -38,6 +40,8 @@ fn advice(error: &(dyn std::error::Error + 'static)) -> Option<Hint> {
         CheckpointError,
         ContractError,
         ConvertError,
+        DataError,
+        DestinationError,
         DeviceError,
         DistributedError,
         ExportError,

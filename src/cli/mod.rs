@@ -22,6 +22,7 @@ mod inspect;
 mod interrupt;
 mod list;
 mod matrix;
+mod out;
 mod output;
 mod pretrain;
 mod register;

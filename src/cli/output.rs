@@ -34,6 +34,8 @@ pub(super) enum Paint {
 #[derive(Debug)]
 pub(super) struct Output {
     quiet: bool,
+    /// Whether standard output belongs to a file, so that what is said of it is conversation.
+    yielded: bool,
     color_out: bool,
     color_err: bool,
     json: bool,
@@ -77,11 +79,27 @@ impl Output {
             ColorChoice::Never => false,
             ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         };
-        Self { quiet, color_out: allowed(stdout().is_terminal()), color_err: allowed(stderr().is_terminal()), json }
+        Self {
+            quiet,
+            yielded: false,
+            color_out: allowed(stdout().is_terminal()),
+            color_err: allowed(stderr().is_terminal()),
+            json,
+        }
+    }
+
+    /// From now on nothing is printed on standard output, which takes a file.
+    pub(super) fn yield_stdout(&mut self) {
+        self.yielded = true;
+        self.color_out = self.color_err;
     }
 
     /// A line of data.
     pub(super) fn line(&mut self, text: impl std::fmt::Display) -> Result<()> {
+        if self.yielded {
+            self.say(text);
+            return Ok(());
+        }
         writeln!(stdout(), "{text}")?;
         Ok(())
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::hint::{self, Advised};
 use super::{exit::Exit, exit::Usage, output::Output, output::Paint, registry};
+use crate::destination::Destination;
 use crate::hint::Hint;
 use crate::model::{Canonical, ModelFile};
 use crate::verify::{Golden, Options, Origin, Outcome, Report, make_golden, verify};
@@ -34,6 +35,9 @@ pub(super) struct Args {
     /// Record this tool's own activations in the model directory, for later runs without --golden
     #[arg(long, conflicts_with_all = ["golden", "tolerance", "alternative", "json"])]
     record: bool,
+    /// With --record: replace the record that is already there
+    #[arg(long, requires = "record")]
+    overwrite: bool,
     /// For machines: one object
     #[arg(long)]
     json: bool,
@@ -43,7 +47,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let model = registry::open(&args.model)?;
     let own = model.dir().join(ModelFile::Golden.name());
     if args.record {
-        make_golden(&model, &own)?;
+        make_golden(&model, Destination::new(&own).overwrite(args.overwrite))?;
         output.line(own.display())?;
         return Ok(Exit::Done);
     }

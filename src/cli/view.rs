@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::{exit::Exit, output::Output};
+use super::{exit::Exit, out, output::Output};
 use crate::train::Metrics;
 use crate::view::{Curve, ViewError, curves};
 
@@ -25,14 +25,18 @@ enum Verb {
         /// Folders `pretrain --out` made, finished or not
         #[arg(required = true, value_name = "RUN")]
         runs: Vec<PathBuf>,
-        /// The picture to write
+        /// The picture to write; `-` for standard output
         #[arg(long, value_name = "FILE.svg")]
         out: PathBuf,
+        /// Replace a file that is already there
+        #[arg(long)]
+        overwrite: bool,
     },
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    let Verb::Curves { runs, out } = &args.verb;
+    let Verb::Curves { runs, out, overwrite } = &args.verb;
+    let out = out::file(out, *overwrite, false, output)?;
     let read = |run: &PathBuf| {
         let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy().into_owned();
         let records = Metrics::read(&run.join(Metrics::NAME))
@@ -40,7 +44,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         Ok(Curve { name, records })
     };
     let runs = runs.iter().map(read).collect::<Result<Vec<_>, ViewError>>()?;
-    curves(&runs, out)?;
-    output.line(out.display())?;
+    curves(&runs, out.clone())?;
+    output.line(&out)?;
     Ok(Exit::Done)
 }

@@ -9,15 +9,13 @@ use std::time::Duration;
 
 use super::assemble::{Piece, Values};
 use super::digest::digest;
-use super::emit::replaces;
 use super::merge::merged_class_token;
 use super::numbers::to_f64;
 use super::write::{Counted, Slot, Stop, header, order};
 use super::{ConvertError, Plan, hub};
 use crate::checkpoint::{Checkpoint, TensorEntry};
-use crate::hint::Hint;
+use crate::destination::Destination;
 use crate::model::{ModelConfig, ModelFile, Provenance};
-use crate::staged::StagedDir;
 
 /// How often `progress` is asked while the checkpoint's hash is waited for.
 const TICK: Duration = Duration::from_millis(50);
@@ -50,9 +48,8 @@ impl Plan {
     /// Carries the plan out: `out` appears whole, or not at all. `name` is the checkpoint's file name, for provenance.
     ///
     /// `progress` is called after each few megabytes, and while the hash of the checkpoint is waited for;
-    /// [`ControlFlow::Break`] stops, and leaves nothing behind. An existing
-    /// `out` is refused, unless it is an empty folder, or `overwrite` is set and it is a model directory with nothing else
-    /// in it.
+    /// [`ControlFlow::Break`] stops, and leaves nothing behind. An existing `out` is refused, unless it is an empty folder,
+    /// or may be replaced and is a model directory with nothing else in it.
     ///
     /// # Errors
     /// When the destination is taken, or reading or writing fails.
@@ -60,12 +57,12 @@ impl Plan {
         &self,
         checkpoint: &Checkpoint,
         name: &str,
-        out: &Path,
-        overwrite: bool,
+        out: impl Into<Destination>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Conversion, ConvertError> {
-        claim_destination(out, overwrite)?;
-        let staged = StagedDir::new(out).map_err(io("write", out))?;
+        let out = out.into();
+        let own = ModelFile::ALL.map(ModelFile::name);
+        let staged = out.directory_output(&own)?;
         let total = self.bytes();
         let stop = AtomicBool::new(false);
         let mut done = 0;
@@ -111,12 +108,12 @@ impl Plan {
             lineage: Vec::new(),
         });
         let path = staged.path().join(ModelFile::Config.name());
-        std::fs::write(&path, hub::config_text(&config, true)).map_err(io("write", out))?;
-        staged.commit().map_err(io("write", out))?;
+        std::fs::write(&path, hub::config_text(&config, true)).map_err(io("write", out.path()))?;
+        staged.commit()?;
         let mut files: Vec<(ModelFile, usize)> =
             self.files.iter().map(|(file, pieces)| (*file, pieces.len())).collect();
         files.push((ModelFile::Config, 0));
-        Ok(Conversion { dir: out.to_path_buf(), config, files, bytes: total, plan: self.clone() })
+        Ok(Conversion { dir: out.path().to_path_buf(), config, files, bytes: total, plan: self.clone() })
     }
 
     fn config(&self, provenance: Provenance) -> ModelConfig {
@@ -142,32 +139,6 @@ impl Piece {
 /// An [`ConvertError::Io`] for `path`.
 pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(std::io::Error) -> ConvertError + 'a {
     move |source| ConvertError::Io { action, path: path.display().to_string(), source }
-}
-
-/// Whether `out` may be created or replaced.
-pub(crate) fn claim_destination(out: &Path, overwrite: bool) -> Result<(), ConvertError> {
-    let taken = |why: String, hint: Hint| Err(ConvertError::Exists { path: out.display().to_string(), why, hint });
-    match std::fs::symlink_metadata(out) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io("write", out)(error)),
-        Ok(meta) if !meta.is_dir() => {
-            return taken("is not a directory".to_owned(), "give the name of a new directory".into());
-        }
-        Ok(_) => {}
-    }
-    let mut empty = true;
-    for entry in std::fs::read_dir(out).map_err(io("read", out))? {
-        let name = entry.map_err(io("read", out))?.file_name();
-        empty = false;
-        if !ModelFile::ALL.iter().any(|file| name == file.name()) {
-            let why = format!("holds `{}`, which no model has", name.to_string_lossy());
-            return taken(why, "give the name of a new directory; this one is never replaced".into());
-        }
-    }
-    if empty || overwrite {
-        return Ok(());
-    }
-    taken("holds a model".to_owned(), replaces())
 }
 
 /// Streams `pieces` into a new file.

@@ -6,13 +6,13 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::apply::{claim_destination, io};
+use super::apply::io;
 use super::hub::{TIMM_NORM_EPS, config_text};
 use super::write::{Counted, Slot, Stop, header, order};
 use super::{ConvertError, Progress, consumer, hf};
+use crate::destination::Destination;
 use crate::hint::Hint;
 use crate::model::{Canonical, ModelConfig, ModelFile, TensorView, vit_parameters};
-use crate::staged::{StagedDir, StagedFile};
 
 /// A layout to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +72,8 @@ pub struct Emission {
     pub added: Vec<String>,
 }
 
-/// Writes `model` to `out` in another library's layout. `out` appears whole, or not at all; `overwrite` replaces a
-/// directory with nothing but such files in it, or a file. `size` is the input size `[H, W]` in pixels of the layouts that
+/// Writes `model` to `out` in another library's layout. `out` appears whole, or not at all; where it may be replaced, a
+/// directory is with nothing but such files in it, or a file. `size` is the input size `[H, W]` in pixels of the layouts that
 /// are for one, where it is not their usual one.
 ///
 /// # Errors
@@ -82,16 +82,16 @@ pub fn emit(
     model: &Canonical,
     layout: Layout,
     size: Option<[usize; 2]>,
-    out: &Path,
-    overwrite: bool,
+    out: impl Into<Destination>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Emission, ConvertError> {
+    let out = out.into();
     let config = model.config();
     expressible(config, layout, size)?;
     let tensors = match layout {
         Layout::Timm => timm_tensors(model),
         Layout::Hf => hf::tensors(model)?,
-        _ => return consumer::emit(model, layout, size, out, overwrite, progress),
+        _ => return consumer::emit(model, layout, size, &out, progress),
     };
     let total = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
     let mut done = 0;
@@ -99,7 +99,7 @@ pub fn emit(
         done += bytes;
         progress(Progress { done, total }).is_continue()
     };
-    if out.extension().is_some_and(|extension| extension == "safetensors") {
+    if out.path().extension().is_some_and(|extension| extension == "safetensors") {
         if layout == Layout::Hf {
             return Err(ConvertError::Inexpressible {
                 layout: "hf",
@@ -107,21 +107,20 @@ pub fn emit(
                 hint: "give the name of a directory".into(),
             });
         }
-        taken(out, overwrite)?;
-        let mut staged = StagedFile::new(out).map_err(io("write", out))?;
-        write(staged.file(), &tensors, out, &mut step)?;
-        staged.commit().map_err(io("write", out))?;
+        let mut staged = out.file_output()?;
+        write(staged.file(), &tensors, out.path(), &mut step)?;
+        staged.commit()?;
     } else {
-        claim_destination(out, overwrite)?;
-        let staged = StagedDir::new(out).map_err(io("write", out))?;
+        let own = ModelFile::ALL.map(ModelFile::name);
+        let staged = out.directory_output(&own)?;
         let path = staged.path().join(ModelFile::Model.name());
-        let file = File::create_new(&path).map_err(io("write", out))?;
-        write(&file, &tensors, out, &mut step)?;
+        let file = File::create_new(&path).map_err(io("write", out.path()))?;
+        write(&file, &tensors, out.path(), &mut step)?;
         let text = if layout == Layout::Hf { hf::config_text(config) } else { config_text(config, false) };
-        std::fs::write(staged.path().join(ModelFile::Config.name()), text).map_err(io("write", out))?;
-        staged.commit().map_err(io("write", out))?;
+        std::fs::write(staged.path().join(ModelFile::Config.name()), text).map_err(io("write", out.path()))?;
+        staged.commit()?;
     }
-    let (path, left_out) = (out.to_path_buf(), left_out(config));
+    let (path, left_out) = (out.path().to_path_buf(), left_out(config));
     Ok(Emission { path, config: None, tensors: tensors.len(), bytes: total, left_out, added: Vec::new() })
 }
 
@@ -143,20 +142,6 @@ pub(crate) fn left_out(config: &ModelConfig) -> Vec<String> {
         left_out.push(NECK.to_owned());
     }
     left_out
-}
-
-/// Refuses to replace a file unasked.
-pub(crate) fn taken(path: &Path, overwrite: bool) -> Result<(), ConvertError> {
-    if !path.exists() || overwrite {
-        return Ok(());
-    }
-    let (path, why) = (path.display().to_string(), "would be replaced".to_owned());
-    Err(ConvertError::Exists { path, why, hint: replaces() })
-}
-
-/// That an option replaces what is there.
-pub(crate) fn replaces() -> Hint {
-    Hint::new().option("overwrite").words(" replaces it")
 }
 
 /// A tensor under its new name; a slice of a parameter where the layout splits it.

@@ -3,6 +3,7 @@
 use super::plan::Candidate;
 use super::{MappingError, Problems};
 use crate::checkpoint::CheckpointError;
+use crate::destination::DestinationError;
 use crate::hint::{Command, Hint};
 use crate::model::CanonicalError;
 
@@ -109,16 +110,9 @@ pub enum ConvertError {
         /// What that usually means.
         hint: Hint,
     },
-    /// The destination is taken.
-    #[error("`{path}` exists and {why}")]
-    Exists {
-        /// The destination.
-        path: String,
-        /// What it is.
-        why: String,
-        /// What to do.
-        hint: Hint,
-    },
+    /// The model cannot go where it was meant to.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// A layout has no way to say what this model is.
     #[error("`{layout}` cannot express this model: {reason}")]
     Inexpressible {
@@ -188,9 +182,8 @@ impl ConvertError {
                 Some(unknowns.iter().enumerate().fold(Hint::new(), add))
             }
             Self::Contradiction { hint, .. } => hint.clone(),
-            Self::Position { hint, .. } | Self::Exists { hint, .. } | Self::Inexpressible { hint, .. } => {
-                Some(hint.clone())
-            }
+            Self::Position { hint, .. } | Self::Inexpressible { hint, .. } => Some(hint.clone()),
+            Self::Destination(error) => error.hint(),
             Self::Mapping(_) | Self::NoBranch { .. } | Self::Io { .. } | Self::Interrupted => None,
         }
     }

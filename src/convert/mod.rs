@@ -15,7 +15,7 @@
 //!
 //! let request = Request { family: Some("moco-v3".into()), branch: Some("momentum".into()), ..Request::default() };
 //! let out = Path::new("moco-v3-vits");
-//! let made = convert(Path::new("vit-s-300ep.pth.tar"), out, &request, false, &mut |_| ControlFlow::Continue(()))?;
+//! let made = convert(Path::new("vit-s-300ep.pth.tar"), out, &request, &mut |_| ControlFlow::Continue(()))?;
 //! assert_eq!(made.config.vit.heads, 12);
 //! # Ok::<(), tec_zoo::convert::ConvertError>(())
 //! ```
@@ -58,6 +58,7 @@ pub use problems::{Ambiguous, Misshaped, Missing, Problems, Unclaimed};
 pub use sidecar::Sidecar;
 
 use crate::checkpoint::Checkpoint;
+use crate::destination::Destination;
 
 /// What is asked of a conversion; what is left out is detected, or refused by name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -82,9 +83,8 @@ pub struct Request {
 /// Says what stands in the way; nothing is left behind.
 pub fn convert(
     path: &Path,
-    out: &Path,
+    out: impl Into<Destination>,
     request: &Request,
-    overwrite: bool,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Conversion, ConvertError> {
     let checkpoint = Checkpoint::open(path)?;
@@ -94,5 +94,5 @@ pub fn convert(
     }
     let plan = Plan::new(&checkpoint, &request)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    plan.apply(&checkpoint, &name, out, overwrite, progress)
+    plan.apply(&checkpoint, &name, out, progress)
 }

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::DataError;
+use crate::destination::Destination;
 use crate::header::{Slot, header};
-use crate::staged::{StagedFile, folder_of};
+use crate::staged::folder_of;
 
 /// Rows of one output, waiting in a nameless file until their number is known.
 #[derive(Debug)]
@@ -27,18 +27,23 @@ struct Column {
 /// behind when that is never reached.
 #[derive(Debug)]
 pub struct FeatureFile {
-    path: PathBuf,
+    out: Destination,
     columns: Vec<Column>,
 }
 
 impl FeatureFile {
-    /// A file to be written at `path`.
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), columns: Vec::new() }
+    /// A file to be written to `out`.
+    ///
+    /// # Errors
+    /// [`DataError::Destination`] when it cannot be.
+    pub fn new(out: impl Into<Destination>) -> Result<Self, DataError> {
+        let out = out.into();
+        out.check_file()?;
+        Ok(Self { out, columns: Vec::new() })
     }
 
     fn io(&self) -> impl Fn(std::io::Error) -> DataError + use<> {
-        let path = self.path.display().to_string();
+        let path = self.out.path().display().to_string();
         move |source| DataError::Write { path: path.clone(), source }
     }
 
@@ -51,7 +56,11 @@ impl FeatureFile {
         let at = match self.columns.iter().position(|column| column.name == name) {
             Some(at) => at,
             None => {
-                let spool = BufWriter::new(tempfile::tempfile_in(folder_of(&self.path)).map_err(&io)?);
+                let spool = match self.out.is_stream() {
+                    true => tempfile::tempfile(),
+                    false => tempfile::tempfile_in(folder_of(self.out.path())),
+                };
+                let spool = BufWriter::new(spool.map_err(&io)?);
                 self.columns.push(Column { name: name.to_owned(), row_shape: shape[1..].to_vec(), rows: 0, spool });
                 self.columns.len() - 1
             }
@@ -59,7 +68,7 @@ impl FeatureFile {
         let column = &mut self.columns[at];
         if column.row_shape != shape[1..] {
             let reason = format!("`{name}` was {:?} an image and is now {:?}", column.row_shape, &shape[1..]);
-            return Err(DataError::Tensors { path: self.path.display().to_string(), reason });
+            return Err(DataError::Tensors { path: self.out.path().display().to_string(), reason });
         }
         column.rows += shape[0];
         for value in values {
@@ -85,7 +94,7 @@ impl FeatureFile {
             .collect();
         let header = header(Value::Object(about), slots.iter());
 
-        let mut staged = StagedFile::new(&self.path).map_err(&io)?;
+        let mut staged = self.out.file_output()?;
         let file = staged.file();
         file.write_all(&header).map_err(&io)?;
         for column in &mut self.columns {
@@ -94,6 +103,6 @@ impl FeatureFile {
             spool.seek(SeekFrom::Start(0)).map_err(&io)?;
             std::io::copy(spool, file).map_err(&io)?;
         }
-        staged.commit().map_err(io)
+        Ok(staged.commit()?)
     }
 }

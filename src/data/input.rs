@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use super::formats::{has_extension, is_image};
 use super::scan::Listener;
 use super::walk::Walk;
+use crate::destination::DestinationError;
+use crate::hint::Hint;
 
 /// Why images could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +21,9 @@ pub enum DataError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The features cannot go where they were meant to.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The features could not be written.
     #[error("cannot write `{path}`: {source}")]
     Write {
@@ -94,6 +99,16 @@ pub enum DataError {
         /// Why not.
         reason: String,
     },
+}
+
+impl DataError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Destination(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
 
 /// An input, resolved to what it holds.

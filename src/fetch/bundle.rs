@@ -21,9 +21,9 @@ use super::make::{Fresh, place, remember, same_architecture};
 use super::model::present;
 use super::tree::hex;
 use super::{Event, FetchError, Fetched, Options, Store};
+use crate::destination::Destination;
 use crate::hint::{Command, Hint};
 use crate::model::{Canonical, ModelFile};
-use crate::staged::StagedFile;
 use crate::zoo::{Digest, Manifest, Zoo, is_name, register};
 
 const INDEX: &str = "tec-zoo-bundle.json";
@@ -71,28 +71,25 @@ struct PackedFile {
 /// store is compared with its chunk hashes first.
 ///
 /// # Errors
-/// [`FetchError::Unpackable`] for a damaged model or one that changes meanwhile; [`FetchError::Io`] when `out` exists (and
-/// `overwrite` is not set) or cannot be written; [`FetchError::Interrupted`] when `events` said stop.
+/// [`FetchError::Unpackable`] for a damaged model or one that changes meanwhile; [`FetchError::Destination`] when `out` is
+/// taken; [`FetchError::Io`] when it cannot be written; [`FetchError::Interrupted`] when `events` said stop.
 pub fn bundle(
     store: &Store,
     models: &[(String, PathBuf)],
-    out: &Path,
-    overwrite: bool,
+    out: impl Into<Destination>,
     events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Bundled, FetchError> {
-    attended(events, |caller| write(store, models, out, overwrite, caller))
+    let out = out.into();
+    attended(events, |caller| write(store, models, &out, caller))
 }
 
 fn write(
     store: &Store,
     models: &[(String, PathBuf)],
-    out: &Path,
-    overwrite: bool,
+    out: &Destination,
     caller: &Caller,
 ) -> Result<Bundled, FetchError> {
-    if !overwrite && out.exists() {
-        return Err(FetchError::io("write", out)(std::io::ErrorKind::AlreadyExists.into()));
-    }
+    out.check_file()?;
     let mut models = models.to_vec();
     models.sort();
     models.dedup();
@@ -101,8 +98,8 @@ fn write(
         index.models.push(pack(store, name, dir, caller)?);
     }
     let total: u64 = index.models.iter().flat_map(|model| &model.files).map(|file| file.bytes).sum();
-    let io = || FetchError::io("write", out);
-    let mut staged = StagedFile::new(out).map_err(io())?;
+    let io = || FetchError::io("write", out.path());
+    let mut staged = out.file_output()?;
     let mut tar = Counted { file: staged.file(), hash: Sha256::new(), bytes: 0 };
     let text = serde_json::to_vec(&index).map_err(|error| io()(error.into()))?;
     head(&mut tar, INDEX, text.len() as u64).and_then(|()| tar.write_all(&text)).map_err(io())?;
@@ -126,9 +123,9 @@ fn write(
     }
     tar.write_all(&[0; 1024]).map_err(io())?;
     let (sha256, bytes) = (hex(&tar.hash.finalize().into()), tar.bytes);
-    staged.commit().map_err(io())?;
+    staged.commit()?;
     let models = index.models.into_iter().map(|model| model.name).collect();
-    Ok(Bundled { path: out.to_path_buf(), bytes, sha256, models })
+    Ok(Bundled { path: out.path().to_path_buf(), bytes, sha256, models })
 }
 
 fn pack(store: &Store, name: &str, dir: &Path, caller: &Caller) -> Result<Packed, FetchError> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::causes::in_full;
+use crate::destination::DestinationError;
 use crate::hint::{Command, Hint};
 use crate::zoo::Digest;
 
@@ -33,6 +34,9 @@ pub enum FetchError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A bundle or model cannot go where it was meant to.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The disk is too full.
     #[error("`{path}` has {free} bytes free; {needed} are needed")]
     NoSpace {
@@ -274,6 +278,7 @@ impl FetchError {
             Self::Unpackable { hint, .. } => return hint.clone(),
             Self::Zoo(error) => return error.hint(),
             Self::Convert(error) => return error.hint(),
+            Self::Destination(error) => return error.hint(),
             Self::Model(error) => return error.hint(),
             Self::Io { .. }
             | Self::Listed { .. }
@@ -288,7 +293,10 @@ impl FetchError {
         use crate::convert::ConvertError;
         matches!(
             self,
-            Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. } | Self::Convert(ConvertError::Io { .. })
+            Self::Io { .. }
+                | Self::NoSpace { .. }
+                | Self::Interrupted { .. }
+                | Self::Convert(ConvertError::Io { .. } | ConvertError::Destination(_))
         )
     }
 

@@ -78,7 +78,7 @@ impl Recipe<'_> {
         same_architecture(plan.vit(), &manifest.vit).map_err(wrong)?;
         let fresh = Fresh::new(store, &manifest.name);
         let mut made =
-            plan.apply(checkpoint, &source.file_name(), &fresh.0, false, &mut |progress| caller.converting(progress))?;
+            plan.apply(checkpoint, &source.file_name(), &fresh.0, &mut |progress| caller.converting(progress))?;
         match origin {
             // Hashed once more while it was read: what was converted is what was verified.
             Origin::Whole(sha256) if made.config.provenance.source_sha256 != sha256 => {

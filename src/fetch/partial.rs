@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use super::caller::{Caller, attended};
 use super::download::Wanted;
@@ -11,6 +10,7 @@ use super::{Event, FetchError, Options, Parts, Remote, Store, address};
 use crate::causes::in_full;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Conversion, ConvertError, Plan, Request, config_text};
+use crate::destination::Destination;
 use crate::model::ModelFile;
 
 /// A conversion of a file that was fetched in part.
@@ -34,18 +34,20 @@ pub struct Partial {
 pub fn convert_remote(
     store: &Store,
     url: &str,
-    out: &Path,
+    out: impl Into<Destination>,
     request: &Request,
     options: &Options,
     events: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Partial, FetchError> {
-    attended(events, |caller| convert(store, url, out, request, options, caller))
+    let out = out.into();
+    out.check_directory(&ModelFile::ALL.map(ModelFile::name))?;
+    attended(events, |caller| convert(store, url, &out, request, options, caller))
 }
 
 fn convert(
     store: &Store,
     url: &str,
-    out: &Path,
+    out: &Destination,
     request: &Request,
     options: &Options,
     caller: &Caller,
@@ -62,7 +64,7 @@ fn convert(
     let shown = address::shown(url);
     let name = shown.rsplit('/').next().unwrap_or_default();
     let plan = Plan::new(&checkpoint, request)?;
-    let mut conversion = plan.apply(&checkpoint, name, out, false, &mut |progress| caller.converting(progress))?;
+    let mut conversion = plan.apply(&checkpoint, name, out.clone(), &mut |progress| caller.converting(progress))?;
     conversion.config.provenance.source_sha256 = IN_PART.to_owned();
     let config = conversion.dir.join(ModelFile::Config.name());
     super::store::write_atomically(&config, &config_text(&conversion.config, true))?;

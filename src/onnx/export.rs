@@ -1,6 +1,6 @@
 //! From a model directory to an ONNX file: which outputs, in which size, for whom.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use super::purpose::{MapContract, Purpose, outputs};
 use super::record::{Record, padded};
 use super::target::{Dialect, Target};
 use super::write::{MESSAGE_LIMIT, Model};
+use crate::destination::{Destination, DestinationError};
 use crate::hint::Hint;
 use crate::model::{Canonical, ModelConfig, Resample, VitConfig};
 
@@ -194,6 +195,9 @@ pub enum ExportError {
         /// Why.
         reason: String,
     },
+    /// The file cannot go where it was meant to.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The file could not be written.
     #[error("cannot write `{path}`")]
     Write {
@@ -223,6 +227,7 @@ impl ExportError {
                 Hint::new().words(levels).set("levels", suggestion.clone())
             }
             Self::Neck { hint, .. } | Self::NoAdapters { hint, .. } => hint.clone(),
+            Self::Destination(error) => return error.hint(),
             Self::BeyondHalf { .. } => Hint::new().words("export it with ").one_of("dtype", ["f32", "int8"]),
             Self::NotFinite { .. } => "the checkpoint is damaged; fetch or convert it anew".into(),
             _ => return None,
@@ -242,7 +247,7 @@ pub struct OutputInfo {
 /// What was exported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExportReport {
-    /// The model file.
+    /// The model file, links followed.
     pub path: PathBuf,
     /// The weights beside it, when they did not fit in it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,20 +266,26 @@ pub struct ExportReport {
     pub outputs: Vec<OutputInfo>,
 }
 
-/// Writes `model` as `path`.
+/// Writes `model` to `out`.
 ///
 /// The same model, options and version of this tool give the same bytes. Weights are streamed from the mapped directory;
 /// the file appears whole or not at all.
 ///
 /// # Errors
 /// When the options do not fit the model, or the file cannot be written.
-pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result<ExportReport, ExportError> {
+pub fn export(
+    model: &Canonical,
+    out: impl Into<Destination>,
+    options: &ExportOptions,
+) -> Result<ExportReport, ExportError> {
+    let out = out.into();
+    out.check_file()?;
     let dialect = Dialect::new(options.target, options.opset, options.dtype)?;
     let Recorded { config, sides, maps, mut graph } = recorded(model, options, dialect)?;
     options.dtype.apply(&mut graph, dialect, options.calibration.as_ref())?;
 
     let report = ExportReport {
-        path: path.to_path_buf(),
+        path: PathBuf::new(),
         data: None,
         bytes: 0,
         target: dialect.target,
@@ -298,10 +309,8 @@ pub fn export(model: &Canonical, path: &Path, options: &ExportOptions) -> Result
         metadata: metadata::entries(model, &config, options, dialect, sides, maps.as_ref()),
         graph,
     };
-    let written = file
-        .write(path, options.external_above)
-        .map_err(|source| ExportError::Write { path: path.display().to_string(), source })?;
-    Ok(ExportReport { bytes: written.bytes, data: written.data, ..report })
+    let written = file.write(&out, options.external_above)?;
+    Ok(ExportReport { path: written.path, bytes: written.bytes, data: written.data, ..report })
 }
 
 /// A graph in f32, and what is said about it.

@@ -8,6 +8,7 @@ use super::check::{CheckError, CheckOptions, CheckReport, Reference, RuntimeVerd
 use super::export::{ExportOptions, Size, export};
 use super::runtime::Runtime;
 use crate::causes::in_full;
+use crate::destination::Destination;
 use crate::model::Canonical;
 
 /// A way to export, with what distinguishes it.
@@ -77,7 +78,7 @@ pub fn row(model: &Canonical, variant: &Variant, scratch: &Path, options: &Check
     let mut reports: Vec<CheckReport> = Vec::new();
     for size in sizes(model, variant.options.size) {
         let export_options = ExportOptions { size, ..variant.options.clone() };
-        if let Err(error) = export(model, &path, &export_options) {
+        if let Err(error) = export(model, Destination::new(&path).overwrite(true), &export_options) {
             row.refused = Some(in_full(&error));
             return Ok(row);
         }

@@ -1,12 +1,14 @@
 //! A model file: `ModelProto` in two passes, lengths first and then a stream, with the weights beside it in
 //! `FILE.onnx.data` once one protobuf message could not hold them. Both files appear by rename, or not at all.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::ExportError;
 use super::graph::{Graph, Initializer};
-use crate::staged::StagedFile;
+use crate::destination::Destination;
 use crate::wire::Message;
 
 /// Protobuf's own limit is 2^31 - 1 bytes; runtimes refuse more. Some room is left for the nodes.
@@ -32,6 +34,8 @@ pub(super) struct Model<'a> {
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Written {
+    /// The file, links followed.
+    pub(super) path: PathBuf,
     pub(super) bytes: u64,
     pub(super) data: Option<PathBuf>,
 }
@@ -43,32 +47,30 @@ struct Place {
 }
 
 impl Model<'_> {
-    /// Writes `path`, and `path` + `.data` when the model would be larger than `limit` bytes.
-    pub(super) fn write(&self, path: &Path, limit: u64) -> io::Result<Written> {
+    /// Writes `out`, and `out` + `.data` when the model would be larger than `limit` bytes.
+    pub(super) fn write(&self, out: &Destination, limit: u64) -> Result<Written, ExportError> {
+        let failed = |source| ExportError::Write { path: out.path().display().to_string(), source };
         let inline: u64 = self.graph.initializers.iter().map(Initializer::bytes).sum();
-        let name = path.file_name().ok_or_else(|| io::Error::other("the output has no file name"))?;
         let external = inline > limit;
-        let mut data_name = name.to_os_string();
-        data_name.push(".data");
-        let location = data_name
-            .to_str()
-            .ok_or_else(|| io::Error::other("the output's file name is not UTF-8, and the data file's must be"))?;
+        let mut staged = out.file_output()?;
+        let path = staged.target().unwrap_or(out.path()).to_path_buf();
+        // Runtimes look for the data beside the file, not beside a link to it.
+        let data = external.then(|| data_beside(staged.target())).transpose().map_err(failed)?;
+        let location = data.as_deref().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
 
         let places = self.place(external);
-        let data = match external {
-            true => {
-                let to = path.with_file_name(&data_name);
-                let mut staged = StagedFile::new(&to)?;
-                self.write_data(staged.file(), &places)?;
-                Some((staged, to))
+        let data = match &data {
+            Some(to) => {
+                let mut staged = out.beside(to).file_output()?;
+                self.write_data(staged.file(), &places).map_err(failed)?;
+                Some((staged, to.clone()))
             }
-            false => None,
+            None => None,
         };
-        let mut staged = StagedFile::new(path)?;
-        let mut out = BufWriter::with_capacity(1 << 20, staged.file());
-        let bytes = self.stream(&mut out, &places, location)?;
-        out.flush()?;
-        drop(out);
+        let mut writer = BufWriter::with_capacity(1 << 20, staged.file());
+        let bytes = self.stream(&mut writer, &places, location).map_err(failed)?;
+        writer.flush().map_err(failed)?;
+        drop(writer);
         // The data first: a model without its weights must never be seen.
         let data = match data {
             Some((data, to)) => {
@@ -78,7 +80,7 @@ impl Model<'_> {
             None => None,
         };
         staged.commit()?;
-        Ok(Written { bytes, data })
+        Ok(Written { path, bytes, data })
     }
 
     fn place(&self, external: bool) -> Vec<Option<Place>> {
@@ -175,6 +177,17 @@ impl Model<'_> {
         out.write_all(tail.bytes())?;
         Ok(model.bytes().len() as u64 + graph_len)
     }
+}
+
+/// Where the weights of the file `model` go.
+fn data_beside(model: Option<&Path>) -> io::Result<PathBuf> {
+    let model = model.ok_or_else(|| io::Error::other("its weights take a second file, and a stream is one"))?;
+    let mut name = model.file_name().unwrap_or_default().to_os_string();
+    name.push(".data");
+    if name.to_str().is_none() {
+        return Err(io::Error::other("the output's file name is not UTF-8, and the data file's must be"));
+    }
+    Ok(model.with_file_name(name))
 }
 
 /// `StringStringEntryProto`.

@@ -34,6 +34,7 @@ pub use golden::{Golden, Origin, Point};
 pub use record::make_golden;
 pub use report::{Outcome, Report, StageReport};
 
+use crate::destination::DestinationError;
 use crate::hint::Hint;
 use crate::kernels::KernelError;
 use crate::model::{Canonical, CanonicalError, VitConfig};
@@ -72,6 +73,9 @@ pub enum VerifyError {
     /// The forward pass failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The record cannot go where it was meant to.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The record could not be written.
     #[error("cannot write `{path}`")]
     Write {
@@ -88,6 +92,7 @@ impl VerifyError {
         match self {
             Self::File(error) => error.hint(),
             Self::Kernel(error) => error.hint(),
+            Self::Destination(error) => error.hint(),
             Self::Misfit { .. } => Some("the record belongs to a model of another size".into()),
             Self::NotGolden { .. } | Self::Write { .. } => None,
         }

@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
-use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 use serde_json::json;
 
 use super::{Point, VerifyError};
+use crate::destination::Destination;
 use crate::header::{Slot, header};
 use crate::kernels::{Eager, KernelError};
 use crate::model::{Canonical, Ops, Vit};
-use crate::staged::StagedFile;
 
-/// Writes `path`: activations of our own eager pass of `model` on synthetic images, one of the native size and one of
+/// Writes `out`: activations of our own eager pass of `model` on synthetic images, one of the native size and one of
 /// another, rectangular size, so that the position rule is on record too.
 ///
 /// The metadata's `origin` is `self`: such a record proves that a model still says what it said when it was converted,
@@ -23,7 +22,9 @@ use crate::staged::StagedFile;
 ///
 /// # Errors
 /// The pass or the write failed; nothing is left behind.
-pub fn make_golden(model: &Canonical, path: &Path) -> Result<(), VerifyError> {
+pub fn make_golden(model: &Canonical, out: impl Into<Destination>) -> Result<(), VerifyError> {
+    let out = out.into();
+    out.check_file()?;
     let config = &model.config().vit;
     let vit = Vit::new(config);
     let mut ops = Eager::new(model);
@@ -59,27 +60,31 @@ pub fn make_golden(model: &Canonical, path: &Path) -> Result<(), VerifyError> {
         ("tool", concat!("tec-zoo ", env!("CARGO_PKG_VERSION"))),
     ]);
     metadata.extend(provenance.branch.as_deref().map(|branch| ("branch", branch)));
-    write(path, &metadata, &tensors)
+    write(&out, &metadata, &tensors)
 }
 
-fn write<'a>(path: &Path, metadata: &BTreeMap<&str, &str>, tensors: &'a [(String, Tensor)]) -> Result<(), VerifyError> {
-    let failed = |source: std::io::Error| VerifyError::Write { path: path.display().to_string(), source };
+fn write<'a>(
+    out: &Destination,
+    metadata: &BTreeMap<&str, &str>,
+    tensors: &'a [(String, Tensor)],
+) -> Result<(), VerifyError> {
+    let failed = |source: std::io::Error| VerifyError::Write { path: out.path().display().to_string(), source };
     let slot = |(name, tensor): &'a (String, Tensor)| Slot { name, dtype: Dtype::F32, shape: tensor.dims() };
     let slots: Vec<Slot<'_>> = tensors.iter().map(slot).collect();
 
-    let mut staged = StagedFile::new(path).map_err(failed)?;
-    let mut out = BufWriter::new(staged.file());
-    out.write_all(&header(json!(metadata), slots.iter())).map_err(failed)?;
+    let mut staged = out.file_output()?;
+    let mut writer = BufWriter::new(staged.file());
+    writer.write_all(&header(json!(metadata), slots.iter())).map_err(failed)?;
     for (name, tensor) in tensors {
         let values = tensor.flatten_all().and_then(|x| x.to_vec1::<f32>());
         let values = values.map_err(|source| KernelError::Operation { operation: name.clone(), source })?;
         for value in values {
-            out.write_all(&value.to_le_bytes()).map_err(failed)?;
+            writer.write_all(&value.to_le_bytes()).map_err(failed)?;
         }
     }
-    out.flush().map_err(failed)?;
-    drop(out);
-    staged.commit().map_err(failed)
+    writer.flush().map_err(failed)?;
+    drop(writer);
+    Ok(staged.commit()?)
 }
 
 /// A (1, 3, H, W) image about as large as a normalised photograph's values: coarse squares under fine grain, from

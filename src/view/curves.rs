@@ -1,12 +1,11 @@
 //! The curves of one run, or of several over one another: a panel for each quantity any of them has.
 
 use std::io::Write as _;
-use std::path::Path;
 
 use plotters::prelude::*;
 
+use crate::destination::{Destination, DestinationError};
 use crate::hint::{Command, Hint};
-use crate::staged::StagedFile;
 use crate::train::StepRecord;
 
 /// A run to draw.
@@ -42,6 +41,9 @@ pub enum ViewError {
         /// The drawing library's reason.
         reason: String,
     },
+    /// The picture cannot go where it was meant to.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The picture could not be written.
     #[error("cannot write `{path}`")]
     Write {
@@ -60,6 +62,7 @@ impl ViewError {
                 let pretrain = Command::new("pretrain").set("out", "DIR");
                 Some(Hint::new().words("a run is the folder that ").command(pretrain).words(" made"))
             }
+            Self::Destination(error) => error.hint(),
             _ => None,
         }
     }
@@ -86,17 +89,17 @@ const QUANTITIES: [Quantity; 7] = [
 ///
 /// # Errors
 /// [`ViewError`].
-pub fn curves(runs: &[Curve], out: &Path) -> Result<(), ViewError> {
+pub fn curves(runs: &[Curve], out: impl Into<Destination>) -> Result<(), ViewError> {
+    let out = out.into();
     if let Some(run) = runs.iter().find(|run| run.records.is_empty()) {
         return Err(ViewError::Empty { run: run.name.clone() });
     }
+    out.check_file()?;
     let text = draw(runs).map_err(|error| ViewError::Draw { reason: error.to_string() })?;
-    let write = || {
-        let mut staged = StagedFile::new(out)?;
-        staged.file().write_all(text.as_bytes())?;
-        staged.commit()
-    };
-    write().map_err(|source| ViewError::Write { path: out.display().to_string(), source })
+    let mut staged = out.file_output()?;
+    let failed = |source| ViewError::Write { path: out.path().display().to_string(), source };
+    staged.file().write_all(text.as_bytes()).map_err(failed)?;
+    Ok(staged.commit()?)
 }
 
 fn draw(runs: &[Curve]) -> Result<String, Box<dyn std::error::Error + '_>> {

@@ -40,7 +40,7 @@ fn six_blocks() -> Vec<Tensor> {
 }
 
 fn emitted(model: &Path, layout: Layout, size: Option<[usize; 2]>, out: &Path) -> Result<Emission, ConvertError> {
-    emit(&Canonical::open(model).unwrap(), layout, size, out, false, &mut |_| ControlFlow::Continue(()))
+    emit(&Canonical::open(model).unwrap(), layout, size, out, &mut |_| ControlFlow::Continue(()))
 }
 
 /// The file's tensors by key, the outer dictionary's key taken off.
@@ -184,10 +184,9 @@ fn what_a_class_cannot_say_is_refused_with_the_reason_and_nothing_is_left_behind
     assert!(error.contains("taken.py") && error.contains("`overwrite` replaces it"), "{error}");
     assert!(!at("taken.pth").exists());
 
-    let stopped =
-        emit(&Canonical::open(&at("mae")).unwrap(), Layout::Mmseg, None, &at("stopped.pth"), false, &mut |_| {
-            ControlFlow::Break(())
-        });
+    let stopped = emit(&Canonical::open(&at("mae")).unwrap(), Layout::Mmseg, None, &at("stopped.pth"), &mut |_| {
+        ControlFlow::Break(())
+    });
     assert!(matches!(stopped, Err(ConvertError::Interrupted)), "{stopped:?}");
     let names: Vec<PathBuf> = std::fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(names.len(), 4, "{names:?}");

@@ -276,7 +276,7 @@ fn a_plan_of_one_checkpoint_is_not_carried_out_on_another() {
     let other = checkpoint(&mae()[..3]);
     let out = temp.path().join("model");
     let go = &mut |_| std::ops::ControlFlow::Continue(());
-    assert!(plan.apply(&other, "other.pth", &out, false, go).is_err());
+    assert!(plan.apply(&other, "other.pth", &out, go).is_err());
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
 }
 

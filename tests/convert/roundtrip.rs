@@ -12,7 +12,7 @@ use super::{asking, fixture, four_heads, open, run, run_edited};
 use crate::words::InFull;
 
 fn emitted(model: &Path, layout: Layout, out: &Path) -> Result<Emission, ConvertError> {
-    emit(&Canonical::open(model).unwrap(), layout, None, out, false, &mut |_| ControlFlow::Continue(()))
+    emit(&Canonical::open(model).unwrap(), layout, None, out, &mut |_| ControlFlow::Continue(()))
 }
 
 /// Asserts that both models have the same parameters, bit for bit.

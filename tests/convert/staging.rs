@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use tec_zoo::convert::{ConvertError, convert};
+use tec_zoo::destination::{Destination, DestinationError};
 use tec_zoo::model::Canonical;
 
 use super::{fixture, four_heads, run};
@@ -22,8 +23,10 @@ fn names(dir: &Path) -> Vec<String> {
 fn an_existing_destination_is_replaced_only_when_asked_and_only_if_it_is_a_model() {
     let temp = tempfile::tempdir().unwrap();
     let out = temp.path().join("model");
-    let overwriting =
-        |out: &Path, name: &str| convert(&fixture(name), out, &four_heads(), true, &mut |_| ControlFlow::Continue(()));
+    let overwriting = |out: &Path, name: &str| {
+        let out = Destination::new(out).overwrite(true);
+        convert(&fixture(name), out, &four_heads(), &mut |_| ControlFlow::Continue(()))
+    };
     // An empty folder is as good as none.
     std::fs::create_dir(&out).unwrap();
     run(&fixture(SOURCE), &out, &four_heads()).unwrap();
@@ -36,11 +39,15 @@ fn an_existing_destination_is_replaced_only_when_asked_and_only_if_it_is_a_model
 
     std::fs::write(out.join("notes.txt"), "mine").unwrap();
     let error = overwriting(&out, SOURCE).unwrap_err();
-    assert!(matches!(&error, ConvertError::Exists { why, .. } if why.contains("notes.txt")), "{error}");
+    assert!(
+        matches!(&error, ConvertError::Destination(DestinationError::Foreign { name, .. }) if name == "notes.txt"),
+        "{error}"
+    );
     assert_eq!(names(&out), ["config.json", "model.safetensors", "notes.txt"]);
     let file = temp.path().join("file");
     std::fs::write(&file, "mine").unwrap();
-    assert!(overwriting(&file, SOURCE).unwrap_err().in_full().contains("is not a directory"));
+    let error = overwriting(&file, SOURCE).unwrap_err().to_string();
+    assert!(error.contains("is a file, and a directory is to be written"), "{error}");
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     assert_eq!(names(temp.path()), ["file", "model"]);
 }
@@ -49,7 +56,7 @@ fn an_existing_destination_is_replaced_only_when_asked_and_only_if_it_is_a_model
 fn an_interrupted_conversion_leaves_nothing_behind() {
     let temp = tempfile::tempdir().unwrap();
     let mut told = Vec::new();
-    let error = convert(&fixture(SOURCE), &temp.path().join("model"), &four_heads(), false, &mut |progress| {
+    let error = convert(&fixture(SOURCE), &temp.path().join("model"), &four_heads(), &mut |progress| {
         told.push(progress);
         if told.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
@@ -64,7 +71,7 @@ fn an_interrupted_conversion_leaves_nothing_behind() {
 fn progress_ends_at_the_total() {
     let temp = tempfile::tempdir().unwrap();
     let mut last = None;
-    let made = convert(&fixture(SOURCE), &temp.path().join("model"), &four_heads(), false, &mut |progress| {
+    let made = convert(&fixture(SOURCE), &temp.path().join("model"), &four_heads(), &mut |progress| {
         last = Some(progress);
         ControlFlow::Continue(())
     })
@@ -77,7 +84,7 @@ fn progress_ends_at_the_total() {
 fn a_missing_parent_is_an_error() {
     let temp = tempfile::tempdir().unwrap();
     let error = run(&fixture(SOURCE), &temp.path().join("none/model"), &four_heads()).unwrap_err();
-    assert!(matches!(error, ConvertError::Io { .. }), "{error}");
+    assert!(matches!(error, ConvertError::Destination(DestinationError::NoFolder { .. })), "{error}");
     assert_eq!(names(temp.path()), [""; 0]);
 }
 
@@ -86,7 +93,7 @@ fn a_missing_parent_is_an_error() {
 #[test]
 fn a_read_only_target_is_an_error() {
     let error = run(&fixture(SOURCE), Path::new("/proc/tec-zoo-model"), &four_heads()).unwrap_err();
-    assert!(matches!(error, ConvertError::Io { .. }), "{error}");
+    assert!(matches!(error, ConvertError::Destination(DestinationError::Write { .. })), "{error}");
 }
 
 #[cfg(unix)]

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use tec_zoo::convert::{Request, convert};
+use tec_zoo::destination::Destination;
 use tec_zoo::fetch::{Bundled, Checked, FetchError, Fetched, Kind, Options, bundle, is_bundle, unbundle};
 use tec_zoo::model::Canonical;
 use tec_zoo::zoo::Zoo;
@@ -21,14 +22,14 @@ fn models(dir: &Path) -> Vec<(String, PathBuf)> {
         .map(|(name, file, family)| {
             let request = Request { family: Some(family.into()), heads: Some(4), ..Request::default() };
             let out = dir.join(name);
-            convert(&fixture(file), &out, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+            convert(&fixture(file), &out, &request, &mut |_| ControlFlow::Continue(())).unwrap();
             (name.to_owned(), out)
         })
         .into()
 }
 
 fn pack(models: &[(String, PathBuf)], out: &Path) -> Bundled {
-    bundle(&Home::new().store, models, out, true, &mut go_on).unwrap()
+    bundle(&Home::new().store, models, Destination::new(out).overwrite(true), &mut go_on).unwrap()
 }
 
 fn unpack(home: &Home, path: &Path, names: &[&str]) -> Result<Vec<(String, Fetched)>, FetchError> {
@@ -88,12 +89,12 @@ fn a_bundle_is_the_same_bytes_whenever_it_is_made_and_other_tools_can_read_it() 
     let names: Vec<String> =
         archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect();
     assert_eq!(names[..3], ["tec-zoo-bundle.json", "my-mae/config.json", "my-mae/model.safetensors"]);
-    let error = bundle(&Home::new().store, &packed, &one, false, &mut go_on).unwrap_err();
-    assert!(error.in_full().contains("write") && is_bundle(&one).unwrap(), "{error}");
+    let error = bundle(&Home::new().store, &packed, &one, &mut go_on).unwrap_err();
+    assert!(error.in_full().contains("exists") && is_bundle(&one).unwrap(), "{error}");
     // Broken off, it leaves what was there.
     let before = files(dir.path());
     let three = dir.path().join("three");
-    bundle(&Home::new().store, &packed, &three, false, &mut |_| ControlFlow::Break(())).unwrap_err();
+    bundle(&Home::new().store, &packed, &three, &mut |_| ControlFlow::Break(())).unwrap_err();
     assert_eq!(files(dir.path()), before);
 }
 
@@ -212,7 +213,7 @@ fn a_damaged_model_is_not_packed() {
     std::fs::write(&weights, bytes).unwrap();
     let models = [("my-mae".to_owned(), done[0].1.dir.clone())];
     let out = dir.path().join("again.bundle");
-    let error = bundle(&home.store, &models, &out, false, &mut go_on).unwrap_err();
+    let error = bundle(&home.store, &models, &out, &mut go_on).unwrap_err();
     assert!(error.in_full().contains("model.safetensors damaged") && !out.exists(), "{error}");
 }
 

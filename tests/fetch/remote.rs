@@ -63,7 +63,7 @@ fn one_branch_of_a_remote_file_is_bit_for_bit_the_local_one() {
             Request { family: Some(family.into()), branch: Some(branch.into()), heads: Some(4), ..Request::default() };
         let (ours, theirs) = (home.path().join("remote"), home.path().join("local"));
         let made = convert_remote(&home.store, &server.url(name), &ours, &request, &options(), &mut go_on).unwrap();
-        convert(&fixture(name), &theirs, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+        convert(&fixture(name), &theirs, &request, &mut |_| ControlFlow::Continue(())).unwrap();
         let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
         assert!(weights(&ours) == weights(&theirs), "{name} {branch}");
         assert!(made.fetched < made.total * 2 / 3, "{name}: {} of {}", made.fetched, made.total);
@@ -80,7 +80,7 @@ fn a_position_row_that_goes_into_the_class_token_comes_along() {
     let request = Request { heads: Some(4), ..Request::default() };
     let [ours, theirs] = ["remote", "local"].map(|dir| home.path().join(dir));
     convert_remote(&home.store, &server.url("vit.pth"), &ours, &request, &options(), &mut go_on).unwrap();
-    convert(&fixture(name), &theirs, &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+    convert(&fixture(name), &theirs, &request, &mut |_| ControlFlow::Continue(())).unwrap();
     let [ours, theirs] = [ours, theirs].map(|dir| std::fs::read(dir.join("model.safetensors")).unwrap());
     assert!(ours == theirs);
 }

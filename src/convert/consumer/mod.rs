@@ -13,16 +13,16 @@ mod tensors;
 use std::borrow::Cow;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::apply::io;
-use super::emit::{Emission, Layout, NECK, left_out, taken};
+use super::emit::{Emission, Layout, NECK, left_out};
 use super::write::{Counted, Stop};
 use super::{ConvertError, Mapping, Progress};
 use crate::checkpoint::write::{State, StateTensor};
+use crate::destination::Destination;
 use crate::hint::Hint;
 use crate::model::{Activation, Canonical, Mlp, Neck, RelativePosition, VitConfig, Window};
-use crate::staged::StagedFile;
 
 /// The largest index buffer that is written, in bytes: that of a grid of 90 × 90 patches.
 const MAX_INDEX: usize = 1 << 29;
@@ -215,10 +215,10 @@ pub(super) fn emit(
     model: &Canonical,
     layout: Layout,
     size: Option<[usize; 2]>,
-    out: &Path,
-    overwrite: bool,
+    destination: &Destination,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Emission, ConvertError> {
+    let out = destination.path();
     let vit = &model.config().vit;
     let consumer = Consumer::new(layout, vit, size)?;
     consumer.expressible(vit)?;
@@ -230,8 +230,9 @@ pub(super) fn emit(
         });
     }
     let beside = out.with_extension("py");
-    taken(out, overwrite)?;
-    taken(&beside, overwrite)?;
+    let text_destination = destination.beside(&beside);
+    destination.check_file()?;
+    text_destination.check_file()?;
 
     let index = if layout == Layout::Mmseg { relative::index(consumer.grid) } else { Vec::new() };
     let made = tensors::tensors(model, &consumer, &index)?;
@@ -249,7 +250,7 @@ pub(super) fn emit(
         // The file's headers come on top.
         progress(Progress { done: done.min(total), total }).is_continue()
     };
-    let mut staged = StagedFile::new(out).map_err(io("write", out))?;
+    let mut staged = destination.file_output()?;
     let mut counted = Counted { out: staged.file(), written: 0, progress: &mut step };
     state.write(&mut |bytes| {
         counted.write(bytes).map_err(|stop| match stop {
@@ -257,11 +258,11 @@ pub(super) fn emit(
             Stop::Interrupted => ConvertError::Interrupted,
         })
     })?;
-    let mut text = StagedFile::new(&beside).map_err(io("write", &beside))?;
+    let mut text = text_destination.file_output()?;
     let written = config::text(model, &consumer, out);
     text.file().write_all(written.as_bytes()).map_err(io("write", &beside))?;
-    staged.commit().map_err(io("write", out))?;
-    text.commit().map_err(io("write", &beside))?;
+    staged.commit()?;
+    text.commit()?;
 
     let mut dropped = left_out(model.config());
     if consumer.brings_pyramid(vit) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use super::{Dtype, Live, is_product};
+use crate::destination::Destination;
 use crate::hint::Hint;
 use crate::model::Canonical;
 use crate::onnx::export::{ExportError, ExportOptions, recorded};
@@ -99,8 +100,7 @@ impl Calibrator {
             metadata: vec![],
             graph,
         };
-        file.write(&path, MESSAGE_LIMIT)
-            .map_err(|source| ExportError::Write { path: path.display().to_string(), source })?;
+        file.write(&Destination::new(&path).overwrite(true), MESSAGE_LIMIT)?;
         let session = match Runtime::ALL.into_iter().find_map(|one| Session::open(one, &path, runtime).ok()) {
             Some(session) => session,
             // The built-in one's reason says more than that another was not found.

@@ -192,7 +192,7 @@ impl Record<'_> {
     fn folded(&self, name: &str, out: usize, norm: Option<(&str, f64)>) -> Result<(Vec<f32>, Vec<f32>)> {
         let bias = to_f32(self.view(&format!("{name}.bias"))?);
         let Some((norm, eps)) = norm else { return Ok((vec![1.0; out], bias)) };
-        let of = |leaf: &str| Ok(to_f32(self.view(&format!("{norm}.{leaf}"))?));
+        let of = |leaf: &str| Ok::<_, ExportError>(to_f32(self.view(&format!("{norm}.{leaf}"))?));
         let (gamma, beta, mean, variance) = (of("weight")?, of("bias")?, of("running_mean")?, of("running_var")?);
         let deviations = variance.iter().map(|variance| (f64::from(*variance) + eps).sqrt());
         let scale: Vec<f32> = gamma.iter().zip(deviations).map(|(gamma, by)| (f64::from(*gamma) / by) as f32).collect();
