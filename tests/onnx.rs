@@ -156,6 +156,7 @@ impl Nano {
                 branch: Some("teacher".into()),
                 other_branches: vec![],
                 tool: "test".into(),
+                branched_from: Vec::new(),
                 lineage: vec!["mae-nano".into()],
             },
             licence: Licence { spdx: "CC-BY-NC-4.0".into(), evidence: String::new() },

@@ -1,8 +1,10 @@
 //! Pretraining around the step: recipes, schedule, what a run writes, and what it survives.
 
+mod branch;
 mod data;
 mod interrupted;
 mod metrics;
+mod models;
 #[cfg(feature = "mpi")]
 mod processes;
 mod recipe;

@@ -46,7 +46,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    let model = args.against.as_deref().map(registry::open).transpose()?;
+    let model = args.against.as_deref().map(|model| registry::open(model, output)).transpose()?;
     let options = CheckOptions {
         runtimes: args.runtimes.clone(),
         runtime: runtimes::options(args.threads),

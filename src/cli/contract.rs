@@ -18,7 +18,7 @@ use crate::onnx::{CONSUMERS, Contract, Expectation};
 
 Consumers: detectron2-vitdet, ibot-cascade-mask-rcnn, ibot-upernet, mmdet-vitdet, mmseg-mae-upernet")]
 pub(super) struct Args {
-    /// A graph (.onnx), a directory in the common format, or a name of the zoo
+    /// A graph (.onnx), a directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     what: String,
     /// Compare with what a consumer expects: one of those below, a .toml or .json file of fields, another graph, or a model
     #[arg(long, value_name = "OTHER")]
@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    let contract = contract(&args.what)?;
+    let contract = contract(&args.what, output)?;
     let Some(other) = &args.diff else {
         match args.json {
             true => output.json(&contract)?,
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         }
         return Ok(Exit::Done);
     };
-    let expectation = expectation(other)?;
+    let expectation = expectation(other, output)?;
     let differences = contract.differences(&expectation);
     if args.json {
         let differences = differences.iter().map(|difference| {
@@ -69,14 +69,14 @@ fn is_graph(what: &str) -> bool {
     Path::new(what).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
 }
 
-fn contract(what: &str) -> Result<Contract> {
+fn contract(what: &str, output: &mut Output) -> Result<Contract> {
     if is_graph(what) {
         return Ok(Contract::of_graph(Path::new(what))?);
     }
-    Ok(Contract::of_model(&registry::open(what)?))
+    Ok(Contract::of_model(&registry::open(what, output)?))
 }
 
-fn expectation(other: &str) -> Result<Expectation> {
+fn expectation(other: &str, output: &mut Output) -> Result<Expectation> {
     if let Some(consumer) = Expectation::of_consumer(other) {
         return Ok(consumer?);
     }
@@ -88,7 +88,7 @@ fn expectation(other: &str) -> Result<Expectation> {
         let text = format!("`{other}` is neither a consumer, nor a model, nor a file of fields");
         return Err(Advised::refusal(text, nearest(other)));
     }
-    Ok(Expectation::of_contract(&contract(other)?))
+    Ok(Expectation::of_contract(&contract(other, output)?))
 }
 
 /// The consumers that may be meant; all of them where none resembles what was asked for.

@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{Action, Conversion, Layout, Plan, Progress, Request, Sidecar, emit};
 use crate::fetch::{Store, convert_remote};
 use crate::model::ModelFile;
+use crate::train::is_run;
 
 /// Bring a checkpoint into the common format; or, with --to, a model into another layout
 #[derive(Debug, clap::Args)]
@@ -19,12 +20,13 @@ use crate::model::ModelFile;
   tec-zoo convert ibot/checkpoint.pth --branch teacher --out ibot
   tec-zoo convert https://example.org/checkpoint.pth --branch teacher --out ibot     fetches that branch only
   tec-zoo convert tiny.pth --heads 4 --out tiny --dry-run
+  tec-zoo convert run/checkpoints/step-00000120 --out at-120      the model a training had made by then
   tec-zoo convert ibot --to hf --out ibot-hf
   tec-zoo convert ibot --to timm --out ibot.safetensors
   tec-zoo convert ibot --to mmseg --out ibot-mmseg.pth      with ibot-mmseg.py, a configuration of UperNet, beside it
   tec-zoo convert ibot --to detectron2 --size 1024 --out ibot-vitdet.pth")]
 pub(super) struct Args {
-    /// A checkpoint, or the address of a torch zip, of which only what becomes part of the model is fetched; with --to, a model: a directory in the common format or a name of the zoo
+    /// A checkpoint, the address of a torch zip, of which only what becomes part of the model is fetched, or a pretraining's folder or one of its checkpoints; with --to, a model: a directory in the common format or a name of the zoo
     input: String,
     /// The model directory to make; with --to timm, a directory or a .safetensors file; with --to mmseg, mmdet, mmpretrain, detectron2 or ibot, a .pth file, which gets a configuration beside it
     #[arg(long)]
@@ -65,6 +67,9 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     if let Some(layout) = &args.to {
         return back(args, layout, output);
     }
+    if is_run(Path::new(&args.input)) {
+        return of_run(args, output);
+    }
     let mut request = Request {
         family: args.family.clone(),
         branch: args.branch.clone(),
@@ -94,6 +99,28 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let made = plan.apply(&checkpoint, &name, out, &mut watch);
     bar.finish_and_clear();
     report(args, &made?, output)
+}
+
+/// Writes the model of a run out.
+fn of_run(args: &Args, output: &mut Output) -> Result<Exit> {
+    let Args { family, branch, heads, eps, image_size, dry_run, .. } = args;
+    if family.is_some() || branch.is_some() || heads.is_some() || eps.is_some() || image_size.is_some() || *dry_run {
+        let reason = "a run says itself what its model is: it takes --out, --overwrite and --to";
+        return Err(Usage(reason.into()).into());
+    }
+    let model = registry::run_model(Path::new(&args.input), output)?;
+    let bar = output.bytes_bar(0);
+    let written = model.write(out::destination(&args.out, args.overwrite), &mut |progress| watch(&bar, progress));
+    bar.finish_and_clear();
+    let written = written?;
+    match args.json {
+        true => output.json(&serde_json::json!({
+            "dir": written.dir(), "checkpoint": model.checkpoint().map(|model| model.path()),
+            "step": model.checkpoint().map(|model| model.step()), "config": written.config(),
+        }))?,
+        false => output.line(written.dir().display())?,
+    }
+    Ok(Exit::Done)
 }
 
 /// Converts what is fetched of a file on a server.
@@ -195,7 +222,7 @@ fn back(args: &Args, layout: &str, output: &mut Output) -> Result<Exit> {
         let text = format!("there is no layout `{layout}`");
         return Err(Advised::usage(Usage(text), format!("there are {}", known.join(", "))));
     };
-    let model = registry::open(&args.input)?;
+    let model = registry::open(&args.input, output)?;
     let bar = output.bytes_bar(0);
     let made = emit(&model, layout, args.size, out::destination(&args.out, args.overwrite), &mut |progress| {
         watch(&bar, progress)

@@ -166,6 +166,7 @@ fn pretraining(base: Canonical, folder: &Path, steps: &mut Steps, output: &mut O
         data: list,
         allow_other_data: false,
         out: folder.join("run"),
+        branch: None,
         resume: false,
         device: Device::Cpu,
     };

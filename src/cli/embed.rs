@@ -21,7 +21,7 @@ use crate::onnx::{ExportOptions, Purpose, Size, Target, export};
 Outputs: cls (B, C), mean (B, C), norm (B, 1+L, C), block0, block1, … (B, 1+L, C), adapted (B, 1+L, C).
 For image files the metadata key `paths` lists them, one a row.")]
 pub(super) struct Args {
-    /// A directory in the common format, or a name of the zoo
+    /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     model: String,
     /// An image (jpeg, png, webp), a folder, a text file with one path a line, or a .safetensors file whose tensor
     /// `images` (B, 3, H, W) is already normalised
@@ -51,7 +51,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let out = out::file(&args.out, args.overwrite, false, output)?;
-    let model = registry::open(&args.model)?;
+    let model = registry::open(&args.model, output)?;
     let config = model.config();
     for wanted in &args.outputs {
         wanted.validate(&config.vit).map_err(Usage)?;

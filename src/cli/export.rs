@@ -134,7 +134,7 @@ enum TargetArg {
   tec-zoo export ibot --out small.onnx --dtype int8 --calibrate photos/
   tec-zoo export mae --out camera.onnx --size 480x640 --normalize-input")]
 pub(super) struct Args {
-    /// A directory in the common format, or a name of the zoo
+    /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     model: String,
     /// The file to write; `-` for standard output
     #[arg(long)]
@@ -220,7 +220,7 @@ fn purpose(args: &Args) -> Result<Purpose, Usage> {
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let purpose = purpose(args)?;
     let out = out::file(&args.out, args.overwrite, args.json, output)?;
-    let model = registry::open(&args.model)?;
+    let model = registry::open(&args.model, output)?;
     let mut options = ExportOptions {
         target: match args.target {
             TargetArg::Portable => Target::Portable,

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{exit::Exit, interrupt, output::Output, output::Paint, registry};
 use crate::fetch::Store;
 use crate::identify::{Finding, IdentifyError, Match, Progress, Relation, Sameness, identify, known, remember};
+use crate::train::{RunModel, is_run};
 use crate::zoo::Zoo;
 
 /// Tell which known weights a file holds, whatever its tensors are called, or their nearest relative
@@ -19,7 +20,7 @@ use crate::zoo::Zoo;
 Known is what was fetched or registered here, and every fingerprint in the folder `fingerprints` of TEC_ZOO_HOME. Nobody published
 fingerprints of the released weights, so none come with the program. Exit code 3: nothing known resembles any of it.")]
 pub(super) struct Args {
-    /// A checkpoint in any container, or a model directory; no converter need know it
+    /// A checkpoint in any container, a model directory, or a pretraining's folder or checkpoint; no converter need know it
     file: PathBuf,
     /// For machines: one object
     #[arg(long)]
@@ -48,7 +49,18 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         }
     }
     let known = known(&folder)?;
-    let found = identify(&args.file, &known, &mut watch);
+    // A run's model is written out to be read: what is hashed are a file's tensors.
+    let scratch = tempfile::tempdir()?;
+    let file = match is_run(&args.file).then(|| registry::run_model(&args.file, output)).transpose()? {
+        None => args.file.clone(),
+        Some(RunModel::Result(directory)) => directory,
+        Some(model) => {
+            let directory = scratch.path().join("model");
+            model.write(&directory, &mut |_| interrupt::flow())?;
+            directory
+        }
+    };
+    let found = identify(&file, &known, &mut watch);
     bar.finish_and_clear();
     let found = found?;
     let exit = match found.findings.iter().any(|finding| finding.is.is_some()) {

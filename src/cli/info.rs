@@ -5,7 +5,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{exit::Exit, output::Output, registry};
-use crate::model::Canonical;
 
 /// Everything the manifest or the directory knows, licence lineage included
 #[derive(Debug, clap::Args)]
@@ -13,7 +12,7 @@ use crate::model::Canonical;
   tec-zoo info tec-ibot-vitb-800ep
   tec-zoo info out/ibot --json")]
 pub(super) struct Args {
-    /// A name of the zoo, or a directory in the common format
+    /// A name of the zoo, a directory in the common format, or a pretraining's folder or checkpoint
     model: String,
     /// For machines: one object
     #[arg(long)]
@@ -22,7 +21,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     if registry::is_directory(&args.model) {
-        let config = Canonical::open(&registry::directory(&args.model)?)?.config().clone();
+        let config = registry::open(&args.model, output)?.config().clone();
         return print(args, output, &config);
     }
     let zoo = registry::zoo()?;

@@ -21,7 +21,7 @@ use crate::onnx::{CheckOptions, ExportOptions, MapOptions, Size};
 A cell is the largest |Δ| of any output at any size with the smallest cosine, or the number of the note that says why it did not run. Files for one
 size are made for the model's own and for a rectangle; dynamic ones run at three sizes.")]
 pub(super) struct Args {
-    /// A directory in the common format, or a name of the zoo
+    /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     model: String,
     /// Runtimes to ask: ort, tract, candle
     #[arg(long, value_delimiter = ',', value_parser = runtimes::parse, default_value = "ort,tract,candle")]
@@ -41,7 +41,7 @@ pub(super) struct Args {
 const LABELS: [&str; 4] = ["for", "adapters", "dtype", "size"];
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    let model = registry::open(&args.model)?;
+    let model = registry::open(&args.model, output)?;
     let scratch = tempfile::tempdir()?;
     let (runtimes, runtime) = (args.runtimes.clone(), runtimes::options(args.threads));
     let options = CheckOptions { runtimes, runtime, ..CheckOptions::default() };

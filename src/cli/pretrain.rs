@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::ProgressBar;
+use indicatif::{DecimalBytes, ProgressBar};
 
 use super::{exit::Exit, exit::Usage, hint::Advised, interrupt, output::Output, registry};
 use crate::data::{DamagedShard, ScanEvent};
@@ -12,8 +12,8 @@ use crate::kernels::{DeviceError, open_device};
 use crate::model::Canonical;
 use crate::train::distributed::{Place, World};
 use crate::train::{
-    Base, End, News, Pretraining, Recipe, Replay, StepRecord, Summary, Watch, pretrain, replay, started_recipe,
-    started_run,
+    Base, Branch, BranchFile, End, News, Parent, Pretraining, Recipe, Replay, StepRecord, Summary, Watch,
+    checkpoint_name, is_run, pretrain, replay, started_recipe, started_run,
 };
 use crate::zoo::{Digest, Manifest, Zoo};
 
@@ -23,17 +23,19 @@ use crate::zoo::{Digest, Manifest, Zoo};
   tec-zoo pretrain --base ibot-vitb --data imagenet/train --out run --name my-tec    with the paper's settings for iBOT
   tec-zoo pretrain --out run --resume                          go on where it stopped, however it stopped
   tec-zoo pretrain --base run/model --data photos/ --out second --recipe nano --set method.top_k=15 --set method.tau=1.8
+  tec-zoo pretrain --branch-from run@62400 --out lower --set optimizer.base_lr=5e-5    on from there with other settings
+  tec-zoo pretrain --branch-from run --out longer --set optimizer.epochs=600           more epochs, in all
   tec-zoo pretrain --data photos/ --out pixels --recipe nano-pixels      MAE's own loss; needs no base
 
 Recipes: see recipes/README.md; the run's folder holds recipe.toml, run.json, metrics.jsonl, TensorBoard events, checkpoints/ and, at
 the end, model/, which every command takes as a model. Ctrl-C and SIGTERM save first.
 Several processes, started by torchrun, mpirun or srun, share every batch (builds with `nccl` or `mpi`).")]
 pub(super) struct Args {
-    /// A directory in the common format, or a name of the zoo
+    /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
     /// A folder of images, a text file with one path a line, or WebDataset .tar shards
-    #[arg(long, value_name = "DIR|LIST|SHARDS", required_unless_present_any = ["resume", "replay"])]
+    #[arg(long, value_name = "DIR|LIST|SHARDS", required_unless_present_any = ["resume", "replay", "branch_from"])]
     data: Option<PathBuf>,
     /// The run's folder
     #[arg(long, value_name = "DIR", required_unless_present = "replay")]
@@ -50,6 +52,12 @@ pub(super) struct Args {
     /// Go on with other images than the run was started with; run.json says so then
     #[arg(long, requires = "resume")]
     allow_other_data: bool,
+    /// Begin from another run: its newest checkpoint, that of update STEP, or a dump; recipe, base and data are its own unless said
+    #[arg(long, value_name = "RUN[@STEP]")]
+    branch_from: Option<String>,
+    /// The epoch of the schedule a branch begins at [default: the other run's; 0 is the whole schedule, warm-up included]
+    #[arg(long, value_name = "N", requires = "branch_from")]
+    start_epoch: Option<u64>,
     /// Who computes: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
@@ -57,7 +65,7 @@ pub(super) struct Args {
     #[arg(long)]
     name: Option<String>,
     /// Repeat the update of a dump that a non-finite loss left; exit 3 when it ends otherwise now
-    #[arg(long, value_name = "DUMP", conflicts_with_all = ["data", "out", "recipe", "set", "resume", "name"])]
+    #[arg(long, value_name = "DUMP", conflicts_with_all = ["data", "out", "recipe", "set", "resume", "name", "branch_from"])]
     replay: Option<PathBuf>,
     /// For machines: one object at the end
     #[arg(long)]
@@ -74,7 +82,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         device => device?,
     };
     if let Some(dump) = &args.replay {
-        let base = args.base.as_deref().map(registry::open).transpose()?;
+        let base = args.base.as_deref().map(|base| registry::open(base, output)).transpose()?;
         return show_replay(&replay(dump, base, &device)?, args.json, output);
     }
     let out = args.out.as_deref().context("name the run's folder with --out")?;
@@ -83,21 +91,28 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         crate::zoo::check_name(name)?;
     }
     let started = if args.resume { started_run(out)?.map(|started| started.run) } else { None };
+    let parent = args.branch_from.as_deref().map(|from| parent(from, output)).transpose()?;
+    let own = started.as_ref().or(parent.as_ref().and_then(Parent::about));
     let base = match (&args.base, started.as_ref().and_then(|run| run.base.as_ref())) {
-        (Some(base), _) => Some(named_base(base)?),
-        (None, Some(base)) => Some(opened_base(base.name.clone(), &base.directory)?),
-        (None, None) => None,
+        (Some(base), _) => Some(named_base(base, output)?),
+        (None, Some(base)) => Some(opened_base(base.name.clone(), Canonical::open(&base.directory)?)?),
+        (None, None) => match parent.as_ref().filter(|_| started.is_none()).map(Parent::base).transpose()?.flatten() {
+            Some((name, model)) => Some(opened_base(name, model)?),
+            None => None,
+        },
     };
-    let data = args.data.clone().or_else(|| started.map(|run| run.data));
-    let data = data.ok_or_else(|| Usage("name the images with --data: there is no run to resume yet".into()))?;
-    let recipe = recipe(args, out, base.as_ref())?;
+    let data = args.data.clone().or_else(|| own.map(|run| run.data.clone()));
+    let data = data.ok_or_else(|| Usage("name the images with --data: there is no run that says them".into()))?;
+    let recipe = recipe(args, out, base.as_ref(), parent.as_ref())?;
 
+    let branch = parent.map(|parent| Branch { parent, start_epoch: args.start_epoch });
     let settings = Pretraining {
         recipe,
         base,
         data,
         allow_other_data: args.allow_other_data,
         out: out.to_path_buf(),
+        branch,
         resume: args.resume,
         device,
     };
@@ -145,8 +160,30 @@ fn train(args: &Args, settings: &Pretraining, world: &World, output: &mut Output
     }
 }
 
-/// The recipe asked for; of a run that goes on, its own; otherwise the shortest that was published for the base.
-fn recipe(args: &Args, out: &Path, base: Option<&Base>) -> Result<Recipe> {
+/// The run `RUN[@STEP]`.
+fn parent(from: &str, output: &mut Output) -> Result<Parent> {
+    let (run, step) = match from.rsplit_once('@') {
+        Some((run, step)) if !Path::new(from).exists() => match step.parse() {
+            Ok(step) => (run, Some(step)),
+            Err(_) => (from, None),
+        },
+        _ => (from, None),
+    };
+    if !is_run(Path::new(run)) {
+        let text = format!("`{run}` is no run");
+        return Err(Advised::refusal(
+            text,
+            "a run is the folder a pretraining made; name one of its updates as RUN@120",
+        ));
+    }
+    let mut damaged = |path: &Path, reason: &str| {
+        output.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));
+    };
+    Ok(Parent::open(Path::new(run), step, &mut damaged)?)
+}
+
+/// The recipe asked for; of a run that goes on, or of the one before it, its own; otherwise the shortest that was published for the base.
+fn recipe(args: &Args, out: &Path, base: Option<&Base>, parent: Option<&Parent>) -> Result<Recipe> {
     if let Some(name) = &args.recipe {
         return Ok(Recipe::load(name, &args.set)?);
     }
@@ -154,6 +191,9 @@ fn recipe(args: &Args, out: &Path, base: Option<&Base>) -> Result<Recipe> {
         && let Some(recipe) = started_recipe(out)?
     {
         return Ok(recipe.with_all(&args.set)?);
+    }
+    if let Some(parent) = parent {
+        return Ok(parent.recipe().with_all(&args.set)?);
     }
     let published = base.and_then(|base| Recipe::published_for(&base.name));
     let Some(name) = published else {
@@ -166,21 +206,21 @@ fn recipe(args: &Args, out: &Path, base: Option<&Base>) -> Result<Recipe> {
     Ok(Recipe::load(name, &args.set)?)
 }
 
-fn named_base(model: &str) -> Result<Base> {
-    let directory = registry::directory(model)?;
+fn named_base(model: &str, output: &mut Output) -> Result<Base> {
+    let opened = registry::open(model, output)?;
     let name = match registry::is_directory(model) {
         false => model.to_owned(),
+        true if !opened.has_files() => checkpoint_name(opened.dir())?,
         true => {
-            let absolute = std::path::absolute(&directory)?;
+            let absolute = std::path::absolute(opened.dir())?;
             absolute.file_name().map_or(model.to_owned(), |name| name.to_string_lossy().into_owned())
         }
     };
-    opened_base(name, &directory)
+    opened_base(name, opened)
 }
 
-/// The base in `directory`; where it is a released model, by its hash, it has that one's name and settings.
-fn opened_base(name: String, directory: &Path) -> Result<Base> {
-    let model = Canonical::open(directory)?;
+/// The base `model`; where it is a released one, by its hash, it has that one's name and settings.
+fn opened_base(name: String, model: Canonical) -> Result<Base> {
     let zoo = registry::zoo()?;
     let manifest = zoo.get(&name).ok().or_else(|| released(&zoo, &model));
     let tec = manifest.and_then(|manifest| manifest.tec);
@@ -269,6 +309,24 @@ impl Watch for Progress<'_> {
             News::DamagedRecord { path, reason } => {
                 self.warn(format_args!("`{}` cannot be used: {reason}; a checkpoint says the same", path.display()));
             }
+            News::Branched { from, their_epoch, epoch, lr, afresh } if self.tells => {
+                let BranchFile { run, step, .. } = from;
+                self.say(format_args!("goes on from `{run}` after its update {step}, epoch {their_epoch:.2}"));
+                self.say(format_args!("here it is epoch {epoch:.2} of the schedule, learning rate {lr:.2e}"));
+                if !afresh.is_empty() {
+                    let names = afresh.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                    let more = afresh.len().saturating_sub(3);
+                    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                    self.warn(format_args!("begin afresh, weights and moments: {names}{more}"));
+                }
+            }
+            News::Disk(room) if self.tells => {
+                let free = room.free.map_or(String::new(), |free| format!(" of {} free", DecimalBytes(free)));
+                let (each, needed) = (DecimalBytes(room.checkpoint), DecimalBytes(room.needed));
+                let most = room.checkpoints;
+                self.say(format_args!("disk: {needed}{free}, for {most} more checkpoints of {each} and the result"));
+            }
+            News::Branched { .. } | News::Disk(_) => {}
             News::Damaged { path, reason } => {
                 self.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));
             }

@@ -1,13 +1,14 @@
-//! What `<MODEL>` names: a directory in the common format, or a model of the zoo.
+//! What `<MODEL>` names: a directory in the common format, a run or one of its checkpoints, or a model of the zoo.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::hint::Advised;
+use super::{hint::Advised, output::Output};
 use crate::fetch::Store;
 use crate::hint::{Command, Hint};
-use crate::model::{Canonical, ModelFile};
+use crate::model::{Canonical, ModelConfig, ModelFile};
+use crate::train::{CheckpointModel, RunModel, is_run};
 use crate::zoo::{Manifest, Zoo};
 
 /// The tool's own folder: `TEC_ZOO_HOME`, else `tec-zoo` in the platform's cache folder.
@@ -36,17 +37,34 @@ pub(super) fn is_directory(model: &str) -> bool {
         || model == "."
         || model == ".."
         || Path::new(model).join(ModelFile::Config.name()).exists()
+        || is_run(Path::new(model))
 }
 
-/// The directory `model` names.
-pub(super) fn directory(model: &str) -> Result<PathBuf> {
+/// Where a model is.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// In a directory in the common format.
+    Directory(PathBuf),
+    /// In a checkpoint of a run.
+    Checkpoint(Box<CheckpointModel>),
+}
+
+/// Where `model` is. What of a run is taken, and what of it cannot be used, is said.
+pub(super) fn find(model: &str, output: &mut Output) -> Result<Place> {
     if is_directory(model) {
-        return Ok(PathBuf::from(model));
+        let path = Path::new(model);
+        return match is_run(path) && !path.join(ModelFile::Config.name()).exists() {
+            true => Ok(match run_model(path, output)? {
+                RunModel::Result(directory) => Place::Directory(directory),
+                RunModel::Checkpoint(model) => Place::Checkpoint(model),
+            }),
+            false => Ok(Place::Directory(path.to_path_buf())),
+        };
     }
     let zoo = zoo()?;
     let manifest = zoo.get(model)?;
     match present(manifest)? {
-        Some(directory) => Ok(directory),
+        Some(directory) => Ok(Place::Directory(directory)),
         None => Err(absent(model)),
     }
 }
@@ -55,6 +73,19 @@ pub(super) fn directory(model: &str) -> Result<PathBuf> {
 pub(super) fn absent(model: &str) -> anyhow::Error {
     let text = format!("`{model}` is a known model, but it is not here");
     Advised::refusal(text, Hint::new().command(Command::new("fetch").word(model.to_owned())))
+}
+
+/// The model of the run or checkpoint `path`.
+pub(super) fn run_model(path: &Path, output: &mut Output) -> Result<RunModel> {
+    let mut damaged = |path: &Path, reason: &str| {
+        output.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));
+    };
+    let model = RunModel::open(path, &mut damaged)?;
+    if let Some(model) = model.checkpoint() {
+        let of = model.steps().map_or(String::new(), |steps| format!(" of {steps}"));
+        output.say(format_args!("`{}`: the model after update {}{of}", model.path().display(), model.step()));
+    }
+    Ok(model)
 }
 
 /// Where a model of the zoo is, if it is on this machine.
@@ -70,6 +101,17 @@ pub(super) fn present(manifest: &Manifest) -> Result<Option<PathBuf>> {
 }
 
 /// Opens `model`.
-pub(super) fn open(model: &str) -> Result<Canonical> {
-    Ok(Canonical::open(&directory(model)?)?)
+pub(super) fn open(model: &str, output: &mut Output) -> Result<Canonical> {
+    match find(model, output)? {
+        Place::Directory(directory) => Ok(Canonical::open(&directory)?),
+        Place::Checkpoint(model) => Ok(model.into_model()),
+    }
+}
+
+/// The configuration of the directory, run or checkpoint `model`.
+pub(super) fn config(model: &str, output: &mut Output) -> Result<ModelConfig> {
+    match find(model, output)? {
+        Place::Directory(directory) => Ok(Canonical::read_config(&directory)?),
+        Place::Checkpoint(model) => Ok(model.model().config().clone()),
+    }
 }

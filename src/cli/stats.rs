@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, bail};
 
 use super::{exit::Exit, output::Output, registry};
+use crate::model::VitConfig;
 use crate::model::stats::{self, Stats};
-use crate::model::{Canonical, VitConfig};
 use crate::train::Recipe;
 
 /// Parameters and multiply-accumulates of a model, or of a whole TEC pretraining
@@ -13,7 +13,7 @@ use crate::train::Recipe;
   tec-zoo stats ibot-vitb --size 512
   tec-zoo stats --recipe tec-mae-vitb-300ep --json")]
 pub(super) struct Args {
-    /// A directory in the common format, or a name of the zoo
+    /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     #[arg(required_unless_present = "recipe", conflicts_with = "recipe")]
     model: Option<String>,
     /// A pretraining: student, adapters and decoders against the frozen base
@@ -30,7 +30,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let stats = match (&args.model, &args.recipe) {
         (Some(model), _) => {
-            let config = architecture(model)?;
+            let config = architecture(model, output)?;
             let size = args.size.unwrap_or(config.image_size);
             if size.iter().any(|side| !side.is_multiple_of(config.patch_size)) {
                 bail!("an image of {}×{} is not whole patches of {}", size[0], size[1], config.patch_size);
@@ -47,9 +47,9 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn architecture(model: &str) -> Result<VitConfig> {
+fn architecture(model: &str, output: &mut Output) -> Result<VitConfig> {
     if registry::is_directory(model) {
-        return Ok(Canonical::read_config(&registry::directory(model)?)?.vit);
+        return Ok(registry::config(model, output)?.vit);
     }
     Ok(registry::zoo()?.get(model)?.vit.clone())
 }

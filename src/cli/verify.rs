@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::hint::{self, Advised};
 use super::{exit::Exit, exit::Usage, output::Output, output::Paint, registry};
 use crate::destination::Destination;
-use crate::hint::Hint;
+use crate::hint::{Command, Hint};
 use crate::model::{Canonical, ModelFile};
 use crate::verify::{Golden, Options, Origin, Outcome, Report, make_golden, verify};
 
@@ -21,7 +21,7 @@ use crate::verify::{Golden, Options, Origin, Outcome, Report, make_golden, verif
 A record is a .safetensors file with `images` (B, 3, H, W), `block0`, `block1`, … (B, 1+L, C) and `norm`.
 Exit code 3: the numbers do not hold.")]
 pub(super) struct Args {
-    /// A directory in the common format, or a name of the zoo
+    /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     model: String,
     /// The record to replay; the model directory's own golden.safetensors when left out
     #[arg(long, value_name = "FILE")]
@@ -44,8 +44,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
-    let model = registry::open(&args.model)?;
+    let model = registry::open(&args.model, output)?;
     let own = model.dir().join(ModelFile::Golden.name());
+    if args.record && !model.has_files() {
+        let text = format!("`{}` is a run's checkpoint, which holds no record", args.model);
+        let convert = Command::new("convert").word(args.model.clone()).set("out", "DIR");
+        return Err(Advised::refusal(text, Hint::new().command(convert).words(" makes a model of it that does")));
+    }
     if args.record {
         make_golden(&model, Destination::new(&own).overwrite(args.overwrite))?;
         output.line(own.display())?;
@@ -61,7 +66,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         return Err(Advised::refusal(text, hint.words(" stores its own")));
     }
     let alternatives = args.alternative.iter().map(|name| {
-        let model = registry::open(name)?;
+        let model = registry::open(name, output)?;
         let label = model.config().provenance.branch.clone().unwrap_or_else(|| name.clone());
         Ok((label, model))
     });

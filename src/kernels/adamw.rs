@@ -24,18 +24,13 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Update number `step`, counted from 1, with learning rate `lr`.
-    pub(crate) fn update(&self, parameters: &Parameters, step: u64, lr: f64) -> Result<()> {
+    /// An update with learning rate `lr`, which is number `updates[i]`, counted from 1, of parameter i.
+    pub(crate) fn update(&self, parameters: &Parameters, updates: &[u64], lr: f64) -> Result<()> {
         #[cfg(feature = "cuda")]
         if parameters.state().device().is_cuda() {
-            return super::cuda::adamw::update(self, parameters, step, lr);
+            return super::cuda::adamw::update(self, parameters, updates, lr);
         }
-        let step = i32::try_from(step).unwrap_or(i32::MAX);
-        let (b1, b2) = self.betas;
-        // As PyTorch: p ← p·(1 − lr·wd); m, v; p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + eps).
-        let step_size = (lr / (1.0 - b1.powi(step))) as f32;
-        let root = ((1.0 - b2.powi(step)).sqrt()) as f32;
-        let betas = (b1 as f32, b2 as f32);
+        let betas = (self.betas.0 as f32, self.betas.1 as f32);
         let keep = (1.0 - lr * self.weight_decay) as f32;
         let gradients = read::<f32>(parameters.gradients(), NAME)?;
         let eps = self.eps as f32;
@@ -44,7 +39,8 @@ impl AdamW {
             let (mut p, moments) = state.split_at_mut(count);
             let (mut m, mut v) = moments.split_at_mut(count);
             let mut g = &*gradients;
-            for slot in parameters.slots() {
+            for (slot, updates) in parameters.slots().iter().zip(updates) {
+                let [step_size, root] = self.corrections(*updates, lr);
                 let len = slot.padded;
                 let keep = if slot.decays { keep } else { 1.0 };
                 let (p1, m1, v1) = (take(&mut p, len), take(&mut m, len), take(&mut v, len));
@@ -57,6 +53,13 @@ impl AdamW {
                     .for_each(|(((p, m), v), g)| dispatch(Update { p, m, v, g, betas, keep, step_size, root, eps }));
             }
         })
+    }
+
+    /// lr/(1 − β₁ᵗ) and √(1 − β₂ᵗ): as PyTorch, p ← p·(1 − lr·wd); m, v; p ← p − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + eps).
+    pub(super) fn corrections(&self, updates: u64, lr: f64) -> [f32; 2] {
+        let t = i32::try_from(updates).unwrap_or(i32::MAX);
+        let (b1, b2) = self.betas;
+        [lr / (1.0 - b1.powi(t)), (1.0 - b2.powi(t)).sqrt()].map(|x| x as f32)
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -122,9 +123,38 @@ pub struct TensorView<'a> {
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, (Dtype, Vec<usize>, Range<usize>)>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Range<usize>),
+    #[cfg_attr(not(feature = "train"), expect(dead_code, reason = "only a training's checkpoint has such"))]
+    Own(Vec<u8>),
+}
+
+/// Where the values of a tensor of [`Weights::parts`] are.
+#[cfg(feature = "train")]
+#[derive(Debug)]
+pub(crate) enum Part<'a> {
+    /// From value `start` on of the file's f32 tensor `tensor`.
+    Of {
+        /// Its name.
+        tensor: &'a str,
+        /// Values before the first.
+        start: usize,
+    },
+    /// Here.
+    Own(Vec<f32>),
 }
 
 impl Weights {
@@ -149,15 +179,49 @@ impl Weights {
             .into_iter()
             .map(|(name, info)| {
                 let (from, to) = info.data_offsets;
-                (name, (info.dtype, info.shape.clone(), start + from..start + to))
+                let bytes = Bytes::Mapped(start + from..start + to);
+                (name, Stored { dtype: info.dtype, shape: info.shape.clone(), bytes })
             })
             .collect();
-        Ok(Self { path: path.to_path_buf(), map, metadata, tensors })
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), metadata, tensors })
+    }
+
+    /// The same file as f32 tensors of other names and shapes, with some of their own beside them. Nothing is copied; the
+    /// map stays as long as any of them does, whatever becomes of the file. `None` where the file does not have a part.
+    #[cfg(feature = "train")]
+    pub(crate) fn parts<'a>(&self, parts: impl IntoIterator<Item = (ParameterSpec, Part<'a>)>) -> Option<Self> {
+        let mut tensors = BTreeMap::new();
+        for (spec, part) in parts {
+            let count = spec.shape.iter().try_fold(1_usize, |product, side| product.checked_mul(*side))?;
+            let bytes = match part {
+                Part::Own(values) if values.len() == count => {
+                    Bytes::Own(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+                }
+                Part::Own(_) => return None,
+                Part::Of { tensor, start } => {
+                    let Stored { dtype: Dtype::F32, bytes: Bytes::Mapped(whole), .. } = self.tensors.get(tensor)?
+                    else {
+                        return None;
+                    };
+                    let from = whole.start.checked_add(start.checked_mul(4)?)?;
+                    let to = from.checked_add(count.checked_mul(4)?).filter(|to| *to <= whole.end)?;
+                    Bytes::Mapped(from..to)
+                }
+            };
+            tensors.insert(spec.name, Stored { dtype: Dtype::F32, shape: spec.shape, bytes });
+        }
+        Some(Self { path: self.path.clone(), map: self.map.clone(), metadata: BTreeMap::new(), tensors })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Every byte of the file, as it was when it was opened.
+    #[cfg(feature = "train")]
+    pub(crate) fn file_bytes(&self) -> &[u8] {
+        &self.map
     }
 
     /// The header's `__metadata__`.
@@ -167,8 +231,12 @@ impl Weights {
 
     /// A tensor, by name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let (dtype, shape, range) = self.tensors.get(name)?;
-        Some(TensorView { dtype: *dtype, shape, bytes: &self.map[range.clone()] })
+        let Stored { dtype, shape, bytes } = self.tensors.get(name)?;
+        let bytes = match bytes {
+            Bytes::Mapped(range) => &self.map[range.clone()],
+            Bytes::Own(bytes) => bytes,
+        };
+        Some(TensorView { dtype: *dtype, shape, bytes })
     }
 
     /// Names, sorted.
@@ -181,7 +249,7 @@ impl Weights {
         for spec in specs {
             match self.tensors.get(&spec.name) {
                 None => problems.push(format!("  {} is missing", spec.name)),
-                Some((dtype, shape, _)) => {
+                Some(Stored { dtype, shape, .. }) => {
                     if *shape != spec.shape {
                         problems.push(format!("  {} is {shape:?}, not {:?}", spec.name, spec.shape));
                     }
@@ -205,6 +273,8 @@ impl Weights {
 #[derive(Debug)]
 pub struct Canonical {
     dir: PathBuf,
+    /// Whether the files of the common format are in `dir`.
+    has_files: bool,
     config: ModelConfig,
     model: Weights,
     adapters: Option<Weights>,
@@ -233,7 +303,25 @@ impl Canonical {
                 Some(weights)
             }
         };
-        Ok(Self { dir: dir.to_path_buf(), config, model, adapters, neck })
+        Ok(Self { dir: dir.to_path_buf(), has_files: true, config, model, adapters, neck })
+    }
+
+    /// The model `config` describes, of weights that lie otherwise in the folder `dir`.
+    ///
+    /// # Errors
+    /// [`CanonicalError::Mismatch`].
+    #[cfg(feature = "train")]
+    pub(crate) fn of_parts(
+        dir: &Path,
+        config: ModelConfig,
+        model: Weights,
+        adapters: Option<Weights>,
+    ) -> Result<Self, CanonicalError> {
+        model.require(&vit_parameters(&config.vit))?;
+        if let (Some(shape), Some(weights)) = (&config.vit.adapters, &adapters) {
+            weights.require(&adapter_parameters(shape, config.vit.width))?;
+        }
+        Ok(Self { dir: dir.to_path_buf(), has_files: false, config, model, adapters, neck: None })
     }
 
     /// Reads the `tec_zoo` section of `dir/config.json`.
@@ -268,6 +356,11 @@ impl Canonical {
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Whether the directory is in the common format; that of a training's checkpoint is not, though it holds the model.
+    pub fn has_files(&self) -> bool {
+        self.has_files
     }
 
     /// The configuration.

@@ -311,6 +311,21 @@ pub struct Provenance {
     /// Base models this one was trained from, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lineage: Vec<String>,
+    /// Pretrainings this one went on from, nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branched_from: Vec<BranchPoint>,
+}
+
+/// Where a pretraining left another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BranchPoint {
+    /// The other one's name.
+    pub run: String,
+    /// Updates it had made.
+    pub step: u64,
+    /// Of its checkpoint's numbers, lower-case hex.
+    pub sha256: String,
 }
 
 /// Licence of the weights, with where that is written.

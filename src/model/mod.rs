@@ -21,10 +21,12 @@ pub mod stats;
 mod vit;
 mod window;
 
+#[cfg(feature = "train")]
+pub(crate) use canonical::Part;
 pub use canonical::{Canonical, CanonicalError, ModelFile, TensorView, Weights};
 pub use config::{
-    Activation, AdapterConfig, AxisOrder, ClassifierConfig, DecoderConfig, Feature, Interpolation, Licence, Mlp,
-    ModelConfig, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
+    Activation, AdapterConfig, AxisOrder, BranchPoint, ClassifierConfig, DecoderConfig, Feature, Interpolation,
+    Licence, Mlp, ModelConfig, PositionConfig, PositionKind, Preprocessing, Provenance, Resample, VitConfig,
 };
 pub use neck::{Neck, neck_parameters};
 pub use ops::{Ops, PositionRequest};

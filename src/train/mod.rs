@@ -14,10 +14,10 @@ pub use method::{AttentionRows, ConditionalAdapters, DecoderShape, Initialise, M
 pub use metrics::{Metrics, StepRecord};
 pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
 pub use run::{
-    Base, BaseFile, EarlierData, End, News, Pretraining, Replay, RunError, RunFile, Started, Summary, Watch, pretrain,
-    replay, started_recipe, started_run,
+    Base, BaseFile, Branch, BranchFile, CheckpointModel, EarlierData, End, News, Parent, Pretraining, Replay, Room,
+    RunError, RunFile, RunModel, Started, Summary, Watch, checkpoint_name, is_run, pretrain, replay, started_recipe,
+    started_run,
 };
 pub use schedule::Schedule;
-pub use step::{
-    Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, TrainedTensor, Update,
-};
+use step::merged_class_token;
+pub use step::{Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, Update};

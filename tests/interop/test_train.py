@@ -46,11 +46,16 @@ def test_tensorboard_reads_every_scalar_of_every_update(run):
         assert found == [(line["step"], float(numpy.float32(line[key]))) for line in lines]
 
 
-def test_timm_loads_the_result_strictly_and_computes_the_same(run, tmp_path):
-    model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
+@pytest.mark.parametrize("which", ["model", "checkpoints/step-00000006"])
+def test_timm_loads_the_result_and_a_checkpoint_strictly_and_computes_the_same(run, which, tmp_path):
+    directory = run / which
+    if which != "model":
+        directory = tmp_path / "model"
+        tec_zoo("convert", run / which, "--out", directory)
+    model = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     save_file({"images": images}, tmp_path / "images.safetensors")
-    tec_zoo("embed", run / "model", tmp_path / "images.safetensors", "--out", tmp_path / "out.safetensors", "--outputs", "norm")
+    tec_zoo("embed", run / which, tmp_path / "images.safetensors", "--out", tmp_path / "out.safetensors", "--outputs", "norm")
     with torch.no_grad():
         theirs = model.forward_features(images)
     ours = load_file(tmp_path / "out.safetensors")["norm"]

@@ -1,9 +1,14 @@
 //! Checkpoints: folders `step-00000120` that appear whole, say what they belong to, and notice when they were torn.
 //!
 //! ```text
-//! checkpoint.json     step, data position, recipe, base, layout of the tensors, seal of the file beside it
-//! state.safetensors   `state` (3, N): parameters, first moments, second moments; f32, in the order of the layout
+//! checkpoint.json     step, data position, recipe, base, layout of the tensors, the model's configuration, seal of the
+//!                     file beside it
+//! state.safetensors   `state` (3, N): parameters, first moments, second moments; f32, in the order of the layout;
+//!                     `pos_embed` and `decoder_pos_embed`, which are not trained
 //! ```
+//!
+//! A checkpoint is all that is needed to go on, but for base and images, and all that is needed of the model it holds
+//! ([`super::model`]).
 //!
 //! Random numbers have no state: each is a function of the seed, the epoch and the sample, so the step is the whole data
 //! position.
@@ -15,20 +20,25 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::error::RunError;
 use super::folder::RunFile;
+use super::result;
 use super::state::{self, Seal};
 use crate::header;
 use crate::kernels::Slot;
-use crate::model::{ParameterSpec, Weights};
+use crate::model::{ModelConfig, ParameterSpec, Part, Weights};
 use crate::staged::StagedDir;
 use crate::train::{Step, StepState};
 
 const RECORD: &str = "checkpoint.json";
 /// The file with the numbers.
 pub(super) const STATE: &str = "state.safetensors";
-const FORMAT: u32 = 1;
+/// The tensor with what an update changes.
+pub(super) const TENSOR: &str = "state";
+/// 1 had neither tables nor the model's configuration.
+const FORMAT: u32 = 2;
 /// A record is a few kilobytes for each hundred tensors.
 const MAX_RECORD: u64 = 16 << 20;
 /// Values of the state fetched at a time: 4 MiB.
@@ -51,6 +61,9 @@ pub(super) struct Belongs {
     /// What the run was started with; checkpoints of older versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) run: Option<RunFile>,
+    /// What the model is that the parameters make; its provenance lacks the checkpoint itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) model: Option<Box<ModelConfig>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,12 +83,16 @@ struct Entry {
     start: usize,
     padded: usize,
     decays: bool,
+    /// Updates its moments have seen: the run's, unless it was branched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    updates: Option<u64>,
 }
 
 impl Entry {
-    fn of(slot: &Slot) -> Self {
+    fn of(slot: &Slot, updates: u64) -> Self {
         let ParameterSpec { name, shape } = slot.spec.clone();
-        Self { name, shape, start: slot.range.start, padded: slot.padded, decays: slot.decays }
+        let (start, updates) = (slot.range.start, Some(updates));
+        Self { name, shape, start, padded: slot.padded, decays: slot.decays, updates }
     }
 
     /// `None` for numbers no layout has.
@@ -114,9 +131,17 @@ pub(super) fn write_into(path: &Path, belongs: Belongs, step: &Step<'_>) -> io::
         let values = step.state_values(start..count.min(start + PIECE));
         values.map(Cow::Owned).map_err(io::Error::other)
     });
-    let slot = header::Slot { name: "state", dtype: Dtype::F32, shape: &[3, count / 3] };
-    let seal = state::write_pieces(&path.join(STATE), &[slot], pieces)?;
-    let layout = step.slots().iter().map(Entry::of).collect();
+    let tables = step.tables().map_err(io::Error::other)?;
+    let state_shape = [3, count / 3];
+    let mut slots = vec![header::Slot { name: TENSOR, dtype: Dtype::F32, shape: &state_shape }];
+    slots.extend(tables.iter().map(|(spec, _)| header::Slot {
+        name: &spec.name,
+        dtype: Dtype::F32,
+        shape: &spec.shape,
+    }));
+    let pieces = pieces.chain(tables.iter().map(|(_, values)| Ok(Cow::Borrowed(&values[..]))));
+    let seal = state::write_pieces(&path.join(STATE), &slots, pieces)?;
+    let layout = step.slots().iter().zip(step.updates()).map(|(slot, updates)| Entry::of(slot, *updates)).collect();
     let record = Record { format: FORMAT, belongs, layout, state: seal };
     let mut file = File::create_new(path.join(RECORD))?;
     file.write_all(&serde_json::to_vec_pretty(&record)?)?;
@@ -129,29 +154,85 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
-/// Reads the checkpoint `path`; the reason when it cannot be used.
-pub(super) fn read(path: &Path) -> Result<(Belongs, StepState), String> {
-    let said = |error: io::Error| error.to_string();
-    let record = path.join(RECORD);
-    let length = fs::metadata(&record).map_err(|error| format!("`{RECORD}`: {error}"))?.len();
-    if length > MAX_RECORD {
-        return Err(format!("`{RECORD}` has {length} bytes"));
+/// A whole checkpoint, its numbers mapped: it can be removed while they are read.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    pub(super) path: PathBuf,
+    pub(super) belongs: Belongs,
+    /// Places in each third of [`TENSOR`], and the updates their moments have seen.
+    pub(super) layout: Vec<(Slot, u64)>,
+    pub(super) file: Weights,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint `path` and proves that it is whole; the reason when it cannot be used.
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let said = |error: io::Error| error.to_string();
+        let record = path.join(RECORD);
+        let length = fs::metadata(&record).map_err(|error| format!("`{RECORD}`: {error}"))?.len();
+        if length > MAX_RECORD {
+            return Err(format!("`{RECORD}` has {length} bytes"));
+        }
+        let record: Record = serde_json::from_slice(&fs::read(&record).map_err(said)?)
+            .map_err(|error| format!("`{RECORD}` is torn: {error}"))?;
+        if !(1..=FORMAT).contains(&record.format) {
+            return Err(format!("its format is {}; this version reads up to {FORMAT}", record.format));
+        }
+        let file = path.join(STATE);
+        let seal = Seal::of(&file).map_err(|error| format!("`{STATE}`: {error}"))?;
+        if seal != record.state {
+            return Err(format!("`{STATE}` is torn: its checksum does not hold"));
+        }
+        let file = Weights::open(&file).map_err(|error| error.to_string())?;
+        let step = record.belongs.step;
+        let layout: Option<Vec<(Slot, u64)>> = record
+            .layout
+            .into_iter()
+            .map(|entry| {
+                let updates = entry.updates.unwrap_or(step);
+                Some((entry.slot()?, updates))
+            })
+            .collect();
+        let layout = layout.ok_or("its layout is absurd")?;
+        let this = Self { path: path.to_path_buf(), belongs: record.belongs, layout, file };
+        let (count, end) = (this.count()?, this.layout.iter().map(|(slot, _)| slot.range.end).max());
+        if end.is_some_and(|end| end > count) {
+            return Err("its layout has more values than its state".into());
+        }
+        Ok(this)
     }
-    let record: Record = serde_json::from_slice(&fs::read(&record).map_err(said)?)
-        .map_err(|error| format!("`{RECORD}` is torn: {error}"))?;
-    if record.format != FORMAT {
-        return Err(format!("its format is {}; this version reads {FORMAT}", record.format));
+
+    /// sha256 of the file with the numbers.
+    pub(super) fn sha256(&self) -> String {
+        result::hex(Sha256::new_with_prefix(self.file.file_bytes()))
     }
-    let file = path.join(STATE);
-    let seal = Seal::of(&file).map_err(|error| format!("`{STATE}`: {error}"))?;
-    if seal != record.state {
-        return Err(format!("`{STATE}` is torn: its checksum does not hold"));
+
+    /// Values of each third.
+    pub(super) fn count(&self) -> Result<usize, String> {
+        match self.file.get(TENSOR) {
+            Some(state) if state.dtype == Dtype::F32 => Ok(state.bytes.len() / 12),
+            _ => Err(format!("it has no f32 tensor `{TENSOR}`")),
+        }
     }
-    let file = Weights::open(&file).map_err(|error| error.to_string())?;
-    let slots: Option<Vec<Slot>> = record.layout.into_iter().map(Entry::slot).collect();
-    let slots = slots.ok_or("its layout is absurd")?;
-    let state = StepState { step: record.belongs.step, slots, values: state::read(&file, "state")? };
-    Ok((record.belongs, state))
+
+    /// The values of a parameter in a third of the state: 0 its own, 1 and 2 its moments'.
+    pub(super) fn values(&self, slot: &Slot, third: usize) -> Result<Vec<f32>, String> {
+        let start = self.count()?.saturating_mul(third).saturating_add(slot.range.start);
+        let part = self.file.parts([(slot.spec.clone(), Part::Of { tensor: TENSOR, start })]);
+        state::read(&part.ok_or_else(|| format!("it lacks `{}`", slot.spec.name))?, &slot.spec.name)
+    }
+
+    /// The state in it.
+    pub(super) fn state(&self) -> Result<StepState, String> {
+        let (slots, updates) = self.layout.iter().cloned().unzip();
+        let values = state::read(&self.file, TENSOR)?;
+        Ok(StepState { step: self.belongs.step, slots, updates, values })
+    }
+}
+
+/// Whether `path` is a checkpoint, whole or not.
+pub(super) fn is_checkpoint(path: &Path) -> bool {
+    path.join(RECORD).is_file() || path.join(STATE).is_file()
 }
 
 /// Checkpoints of `folder`, newest first, by name alone.
@@ -179,35 +260,47 @@ pub(super) fn newest_record(folder: &Path) -> Option<Belongs> {
     list(folder).ok()?.into_iter().find_map(read)
 }
 
-/// The newest whole checkpoint of `folder`, if it has any; `damaged` hears of newer ones that are not, and they are removed
-/// once an older one is known to be whole.
+/// The newest whole checkpoint of `folder`, if it has any, and the newer ones that are not, of which `damaged` hears. A
+/// run may be writing and removing others meanwhile.
 pub(super) fn newest(
     folder: &Path,
     damaged: &mut dyn FnMut(&Path, &str),
-) -> Result<Option<(PathBuf, Belongs, StepState)>, RunError> {
+) -> Result<(Option<Checkpoint>, Vec<PathBuf>), RunError> {
     let mut useless: Vec<PathBuf> = Vec::new();
-    for (_, path) in list(folder).map_err(RunError::io("read", folder))? {
-        match read(&path) {
-            Ok((belongs, state)) => {
-                for path in useless {
-                    fs::remove_dir_all(&path).map_err(RunError::io("write", &path))?;
-                }
-                return Ok(Some((path, belongs, state)));
+    loop {
+        let mut gone = false;
+        for (_, path) in list(folder).map_err(RunError::io("read", folder))? {
+            if useless.contains(&path) {
+                continue;
             }
-            Err(reason) => {
-                damaged(&path, &reason);
-                useless.push(path);
+            match Checkpoint::open(&path) {
+                Ok(checkpoint) => return Ok((Some(checkpoint), useless)),
+                // Removed since it was listed: because newer ones have come.
+                Err(_) if !path.exists() => {
+                    gone = true;
+                    break;
+                }
+                Err(reason) => {
+                    damaged(&path, &reason);
+                    useless.push(path);
+                }
             }
         }
+        match (gone, useless.is_empty()) {
+            (true, _) => {}
+            (false, true) => return Ok((None, useless)),
+            (false, false) => return Err(RunError::NoCheckpoint { path: folder.display().to_string() }),
+        }
     }
-    if useless.is_empty() { Ok(None) } else { Err(RunError::NoCheckpoint { path: folder.display().to_string() }) }
 }
 
-/// Removes all but the newest `last` checkpoints and those at multiples of `every` (0: none).
+/// Removes all but the newest `last` checkpoints and those at multiples of `every` (0: none). Each goes at once, so that
+/// nobody who reads one finds half of it.
 pub(super) fn prune(folder: &Path, last: usize, every: u64) -> io::Result<()> {
     for (step, path) in list(folder)?.into_iter().skip(last) {
         if every == 0 || step % every != 0 {
-            fs::remove_dir_all(path)?;
+            let aside = StagedDir::new(&path)?;
+            fs::rename(path, aside.path().join("old"))?;
         }
     }
     Ok(())

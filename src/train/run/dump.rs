@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoint;
 use super::error::RunError;
 use super::folder::BaseFile;
-use super::{Base, checkpoint, result, state};
+use super::{checkpoint, result, state};
 use crate::model::{Canonical, Weights};
 use crate::staged::StagedDir;
 use crate::train::distributed::{Place, World};
@@ -93,12 +94,13 @@ pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<R
     let about = path.join(ABOUT);
     let text = std::fs::read(&about).map_err(RunError::io("read", &about))?;
     let about: About = serde_json::from_slice(&text).map_err(|error| invalid(about.clone())(error.to_string()))?;
-    let (belongs, state) = checkpoint::read(path).map_err(invalid(path.to_path_buf()))?;
+    let checkpoint = Checkpoint::open(path).map_err(invalid(path.to_path_buf()))?;
+    let belongs = &checkpoint.belongs;
     let recipe = Recipe::parse("of the dump", &belongs.recipe, &[])?;
 
     let model = match (base, &about.base) {
         (Some(model), _) => Some(model),
-        (None, Some(base)) => Some(Canonical::open(&base.directory)?),
+        (None, Some(base)) => Some(Canonical::open(&base.directory(path.parent().unwrap_or(path)))?),
         (None, None) => None,
     };
     if let (Some(model), Some(base)) = (&model, &about.base) {
@@ -110,7 +112,7 @@ pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<R
     }
 
     let mut step = Step::new(model.as_ref(), &recipe.student, recipe.step_settings(), device)?;
-    step.restore(state)?;
+    step.restore(checkpoint.state().map_err(invalid(path.to_path_buf()))?)?;
     let world = World::join(Place::alone(), device)?;
     let mut update = step.update(about.samples.len(), &world)?;
     for (at, samples) in about.samples.iter().enumerate() {
@@ -125,13 +127,4 @@ pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<R
         Err(error) => return Err(error.into()),
     };
     Ok(Replay { step: belongs.step + 1, was: about.term, is, loss })
-}
-
-impl BaseFile {
-    /// What to write about `base`.
-    pub(super) fn of(base: &Base) -> Result<Self, RunError> {
-        let directory = std::path::absolute(base.model.dir()).map_err(RunError::io("read", base.model.dir()))?;
-        let (_, sha256) = result::sha256(base.model.model().path())?;
-        Ok(Self { name: base.name.clone(), directory, sha256 })
-    }
 }

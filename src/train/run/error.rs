@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::DataError;
+use crate::destination::DestinationError;
 use crate::hint::{Command, Hint};
 use crate::model::CanonicalError;
 use crate::train::distributed::DistributedError;
@@ -24,6 +25,9 @@ pub enum RunError {
     /// The update.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// The directory for a model is taken.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// Reading or writing the run's own files.
     #[error("cannot {action} `{path}`")]
     Io {
@@ -143,6 +147,58 @@ pub enum RunError {
         /// The folder.
         path: String,
     },
+    /// A run that was asked for its model has no checkpoint yet.
+    #[error("the run `{path}` has no checkpoint yet")]
+    Young {
+        /// The run's folder.
+        path: String,
+    },
+    /// A run has no checkpoint of the update asked for.
+    #[error("the run `{path}` has no checkpoint of update {step}")]
+    NoStep {
+        /// The run's folder.
+        path: String,
+        /// The update.
+        step: u64,
+        /// Those it has checkpoints of.
+        there: Vec<u64>,
+    },
+    /// A branch would begin at the end of its schedule, or behind it.
+    #[error("nothing is left to train: `{parent}` is at epoch {epoch} of {epochs}")]
+    NothingLeft {
+        /// The run it was to begin from.
+        parent: String,
+        /// Where it would begin.
+        epoch: f64,
+        /// Epochs of its schedule.
+        epochs: u64,
+    },
+    /// A branch's student has nothing in common with its parent's.
+    #[error("no parameter of `{path}` has the name and the shape of one of this student's")]
+    Stranger {
+        /// The parent's checkpoint.
+        path: String,
+    },
+    /// The disk has no room for the checkpoints that a run will write.
+    #[error(
+        "`{path}` has room for {}, and the run needs {}: {checkpoints} checkpoints of {} at a time, and the result",
+        size(*.free), size(*.needed), size(*.checkpoint)
+    )]
+    NoRoom {
+        /// The run's folder.
+        path: String,
+        /// Bytes of a checkpoint.
+        checkpoint: u64,
+        /// How many more there will be at a time.
+        checkpoints: u64,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// Writing a model was stopped by the caller.
+    #[error("interrupted")]
+    Interrupted,
     /// A loss is not a number. Weights were not changed.
     #[error("{term} is {value} in update {step}, of the images {images}")]
     NonFinite {
@@ -173,9 +229,20 @@ fn lines(differences: &[Difference]) -> String {
     differences.iter().map(|difference| format!("  {difference}")).collect::<Vec<_>>().join("\n")
 }
 
+/// Bytes as people say them.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "kB", "MB", "GB", "TB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1000.0, unit + 1);
+    }
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
 impl RunError {
     /// What to do next.
     pub fn hint(&self) -> Option<Hint> {
+        let branch = |from: String| Command::new("pretrain").set("branch_from", from).set("out", "NEW");
         Some(match self {
             Self::Recipe(error) => return error.hint(),
             Self::Model(error) => return error.hint(),
@@ -199,16 +266,47 @@ impl RunError {
             Self::Shares { .. } => {
                 Hint::new().set("optimizer.micro_batch", "N").words(", or another number of processes")
             }
-            Self::OtherRecipe { .. } => "continue without these changes, or start a new run".into(),
             Self::OtherData { .. } => {
                 let own = Hint::new().words("name the data it was started with; ");
                 own.option("allow_other_data").words(" goes on with this")
             }
             Self::NoCheckpoint { .. } => "start a new run".into(),
+            Self::Destination(error) => return error.hint(),
+            Self::OtherRecipe { path, .. } => Hint::new()
+                .words("go on without these changes; ")
+                .command(branch(path.clone()))
+                .words(" begins a new run from its weights, with them"),
             Self::NonFinite { dump, .. } => {
-                let replay = Command::new("pretrain").set("replay", dump.display().to_string());
-                Hint::new().words("no weight was changed; ").command(replay).words(" repeats it")
+                let dump = dump.display().to_string();
+                Hint::new()
+                    .words("no weight was changed; ")
+                    .command(Command::new("pretrain").set("replay", dump.clone()))
+                    .words(" repeats it; ")
+                    .command(branch(dump).set("optimizer.base_lr", "X"))
+                    .words(" goes on from there with a lower learning rate, or another setting")
             }
+            Self::Young { .. } => Hint::new()
+                .words("it saves after ")
+                .option("run.save_steps")
+                .words(" updates or ")
+                .option("run.save_minutes")
+                .words(" minutes, and when it is stopped"),
+            Self::NoStep { there, .. } if there.is_empty() => "it has none yet".into(),
+            Self::NoStep { there, .. } => {
+                let there: Vec<String> = there.iter().map(u64::to_string).collect();
+                format!("it has those of updates {}", there.join(", ")).into()
+            }
+            Self::NothingLeft { epochs, .. } => Hint::new()
+                .words("go on to more epochs in all with ")
+                .set("optimizer.epochs", (2 * epochs).to_string())
+                .words(", or begin the schedule again with ")
+                .set("start_epoch", "0"),
+            Self::NoRoom { .. } => Hint::new()
+                .words("make room or take another disk; or keep fewer: a smaller ")
+                .option("run.keep_last")
+                .words(", a larger ")
+                .option("run.keep_steps")
+                .words(" (0 keeps none for good)"),
             _ => return None,
         })
     }

@@ -7,6 +7,7 @@
 //! metrics.jsonl    one line for each update
 //! events.out.…     the same for TensorBoard
 //! checkpoints/     step-00000120, …
+//! base/            the base, where it was another run's checkpoint
 //! model/           the result, once it is done
 //! summary.json     how it went
 //! ```
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::branch::BranchFile;
 use super::checkpoint;
 use super::error::RunError;
 use crate::data::{DataDigest, lossless};
@@ -52,6 +54,9 @@ pub struct RunFile {
     /// Data the run went on from to other data, which had to be allowed; the oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_data: Vec<EarlierData>,
+    /// The run it began from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<BranchFile>,
 }
 
 /// What a run was trained on before it went on with other data.
@@ -75,7 +80,7 @@ pub struct EarlierData {
 pub struct BaseFile {
     /// What it is called.
     pub name: String,
-    /// Where it is.
+    /// Where it is; a relative path is in the run's folder.
     #[serde(with = "lossless")]
     pub directory: PathBuf,
     /// Of its `model.safetensors`, lower-case hex.
@@ -95,6 +100,8 @@ impl Folder {
     /// The kept scan of the data.
     pub(super) const SCAN: &str = "data.json";
     pub(super) const CHECKPOINTS: &str = "checkpoints";
+    pub(super) const BASE: &str = "base";
+    pub(super) const MODEL: &str = "model";
     pub(super) const SUMMARY: &str = "summary.json";
 
     /// Takes `path`: a new folder, or with `resume` one that holds a run.
@@ -168,7 +175,7 @@ impl Folder {
     }
 
     pub(super) fn model(&self) -> PathBuf {
-        self.path.join("model")
+        self.path.join(Self::MODEL)
     }
 
     /// Writes `value` as the file `name`, in JSON.
@@ -217,17 +224,24 @@ pub struct Started {
 /// [`RunError::Io`]; [`RunError::Invalid`] when `run.json` is damaged and no checkpoint says what it should.
 pub fn started_run(folder: &Path) -> Result<Option<Started>, RunError> {
     let path = folder.join(Folder::RUN);
-    let found = match fs::read(&path) {
+    // A base that the run keeps is named by its place in the folder, wherever that is now.
+    let found = |mut run: RunFile, damaged: Option<String>| {
+        if let Some(base) = &mut run.base {
+            base.directory = base.directory(folder);
+        }
+        Ok(Some(Started { run, damaged }))
+    };
+    let read = match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("it is not there".to_owned()),
         Err(error) => return Err(RunError::io("read", &path)(error)),
     };
-    let reason = match found {
-        Ok(run) => return Ok(Some(Started { run, damaged: None })),
+    let reason = match read {
+        Ok(run) => return found(run, None),
         Err(reason) => reason,
     };
     if let Some(run) = checkpoint::newest_record(&folder.join(Folder::CHECKPOINTS)).and_then(|belongs| belongs.run) {
-        return Ok(Some(Started { run, damaged: Some(reason) }));
+        return found(run, Some(reason));
     }
     match path.exists() {
         false => Ok(None),

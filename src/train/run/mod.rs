@@ -7,12 +7,17 @@
 //! Everything in it is a function of the recipe, the base and the data: killed at any moment and continued, a run writes the
 //! same losses and the same weights, bit for bit, as one that was left alone (on the same machine, with as many processes).
 
+mod base;
+mod begin;
+mod branch;
 mod checkpoint;
 mod desk;
+mod disk;
 mod dump;
 mod error;
 mod folder;
 mod images;
+mod model;
 mod result;
 mod start;
 mod state;
@@ -29,9 +34,12 @@ use crate::data::{Broken, ScanEvent};
 use crate::model::Canonical;
 use crate::zoo::TecDefaults;
 
+pub use branch::{Branch, BranchFile, Parent, checkpoint_name};
+pub use disk::Room;
 pub use dump::{Replay, replay};
 pub use error::RunError;
 pub use folder::{BaseFile, EarlierData, RunFile, Started, started_recipe, started_run};
+pub use model::{CheckpointModel, RunModel, is_run};
 pub use summary::Summary;
 pub use trainer::pretrain;
 
@@ -48,6 +56,8 @@ pub struct Pretraining {
     pub allow_other_data: bool,
     /// The run's folder.
     pub out: PathBuf,
+    /// The run this one begins from.
+    pub branch: Option<Branch>,
     /// Continue the run in `out`, or start it when there is none yet.
     pub resume: bool,
     /// Who computes.
@@ -101,6 +111,21 @@ pub enum News<'a> {
         /// The checkpoint it continues from.
         from: Option<&'a Path>,
     },
+    /// It begins from another run.
+    Branched {
+        /// From which, and where.
+        from: &'a BranchFile,
+        /// The other one's epoch there.
+        their_epoch: f64,
+        /// Its own.
+        epoch: f64,
+        /// Learning rate of its first update.
+        lr: f64,
+        /// Parameters that the other one does not have, or not in this shape.
+        afresh: &'a [String],
+    },
+    /// What checkpoints and result will take of the disk.
+    Disk(Room),
     /// A checkpoint cannot be used; an older one is tried.
     Damaged {
         /// The checkpoint.

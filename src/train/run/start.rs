@@ -1,22 +1,16 @@
 //! Where a run starts: at its newest whole checkpoint, if it is still the same run; at the beginning, if it has none.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
-use super::checkpoint::{self, Belongs};
+use super::checkpoint::{self, Belongs, Checkpoint};
 use super::error::RunError;
 use super::folder::{EarlierData, Folder, RunFile, Started, started_recipe, started_run};
 use super::images::Known;
 use super::{News, Pretraining, Watch};
 use crate::data::DataDigest;
+use crate::train::Recipe;
 use crate::train::distributed::World;
-use crate::train::{Recipe, StepState};
-
-/// Where a run goes on: its newest whole checkpoint.
-pub(super) struct Resumed {
-    pub(super) path: PathBuf,
-    pub(super) belongs: Belongs,
-    pub(super) state: StepState,
-}
 
 /// The folder, for rank 0, and the checkpoint every process goes on from, which rank 0 chooses.
 pub(super) fn continued(
@@ -25,7 +19,7 @@ pub(super) fn continued(
     about: &mut RunFile,
     world: &World,
     watch: &mut dyn Watch,
-) -> Result<(Option<Folder>, Option<Resumed>), RunError> {
+) -> Result<(Option<Folder>, Option<Checkpoint>), RunError> {
     const NONE: u64 = u64::MAX;
     let (mut folder, mut from) = (None, None);
     if world.rank() == 0 {
@@ -33,9 +27,14 @@ pub(super) fn continued(
         let allowed = settings.allow_other_data;
         let left = refuse_another(&claimed, recipe, about, allowed, watch)?;
         let mut damaged = |path: &Path, reason: &str| watch.hear(News::Damaged { path, reason });
-        if let Some((path, belongs, state)) = checkpoint::newest(&claimed.checkpoints(), &mut damaged)? {
-            refuse_another_checkpoint(&belongs, &claimed, recipe, about, allowed)?;
-            from = Some(Resumed { path, belongs, state });
+        let (newest, useless) = checkpoint::newest(&claimed.checkpoints(), &mut damaged)?;
+        if let Some(checkpoint) = newest {
+            refuse_another_checkpoint(&checkpoint.belongs, &claimed, recipe, about, allowed)?;
+            from = Some(checkpoint);
+        }
+        // They will be written again.
+        for path in useless {
+            fs::remove_dir_all(&path).map_err(RunError::io("write", &path))?;
         }
         // Data is only changed by updates on it.
         let until = from.as_ref().map_or(0, |from| from.belongs.step);
@@ -59,8 +58,7 @@ pub(super) fn continued(
     if world.rank() != 0 && word(0) != NONE {
         let path = checkpoint::path(&settings.out.join(Folder::CHECKPOINTS), word(0));
         let invalid = |reason| RunError::Invalid { path: path.display().to_string(), reason };
-        let (belongs, state) = checkpoint::read(&path).map_err(invalid)?;
-        from = Some(Resumed { path, belongs, state });
+        from = Some(Checkpoint::open(&path).map_err(invalid)?);
     }
     Ok((folder, from))
 }

@@ -75,6 +75,15 @@ pub(super) fn write_pieces<'v>(
     Ok(seal)
 }
 
+/// Hands the bytes of a file of `weights` alone to `put`, some at a time.
+pub(super) fn stream(weights: &Weights, put: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let views: Vec<_> = weights.names().filter_map(|name| Some((name, weights.get(name)?))).collect();
+    let slots: Vec<Slot<'_>> =
+        views.iter().map(|(name, view)| Slot { name, dtype: view.dtype, shape: view.shape }).collect();
+    put(&header(json!({ "format": "pt" }), slots.iter()))?;
+    views.iter().flat_map(|(_, view)| view.bytes.chunks(CHUNK)).try_for_each(put)
+}
+
 /// The tensor `name` of `file`.
 pub(super) fn read(file: &Weights, name: &str) -> Result<Vec<f32>, String> {
     let view = file.get(name).ok_or_else(|| format!("it has no tensor `{name}`"))?;

@@ -5,17 +5,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::checkpoint::Belongs;
+use super::base::{keep, kept_base};
+use super::begin::Beginning;
+use super::checkpoint::{Belongs, Checkpoint};
 use super::desk::Desk;
+use super::disk::Room;
 use super::dump;
 use super::error::RunError;
 use super::folder::{BaseFile, Folder, RunFile};
 use super::images::Images;
+use super::model::{self, CheckpointModel};
 use super::result;
-use super::start::{Resumed, continued};
+use super::start::continued;
 use super::summary::{Summary, peak_memory};
 use super::{Base, End, News, Pretraining, Watch};
 use crate::data::{Augment, DataError, Dataset, Loader, LoaderSettings, Share, TrainBatch};
+use crate::model::ModelConfig;
 use crate::train::distributed::World;
 use crate::train::{MicroBatch, Recipe, Schedule, Step, StepError, StepRecord, StepReport};
 
@@ -62,7 +67,8 @@ fn resolved(settings: &Pretraining) -> Result<Recipe, RunError> {
 
 struct Trainer<'a> {
     recipe: &'a Recipe,
-    base: Option<&'a Base>,
+    /// What the run's model is.
+    model: ModelConfig,
     about: RunFile,
     recipe_text: String,
     out: &'a Path,
@@ -120,21 +126,19 @@ impl<'a> Trainer<'a> {
             tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
             revision: option_env!("TEC_ZOO_REVISION").map(str::to_owned),
             seed: recipe.run.seed,
-            base: base.map(BaseFile::of).transpose()?,
+            base: base.map(|base| BaseFile::of(base, &settings.out)).transpose()?,
             data: std::path::absolute(&settings.data).map_err(RunError::io("read", &settings.data))?,
             images,
             digest: Some(digest),
             earlier_data: Vec::new(),
+            branch: None,
         };
         let (folder, from) = continued(settings, recipe, &mut about, world, watch)?;
         let mut step =
             Step::new(base.map(|base| &base.model), &recipe.student, recipe.step_settings(), &settings.device)?;
-        let (mut done, mut skipped_before, mut saved) = (0, dataset.damaged().len() as u64, None);
-        if let Some(Resumed { path, belongs, state }) = from {
-            step.restore(state)?;
-            (done, skipped_before) = (belongs.step, belongs.skipped);
-            saved = Some((done, path));
-        }
+        let beginning = Beginning::of(settings, recipe, &schedule, from, &mut step, dataset.damaged().len() as u64)?;
+        let Beginning { done, skipped, saved, branch, branched, model } = beginning;
+        about.branch = branch;
 
         let optimizer = &recipe.optimizer;
         let own = optimizer.batch / world.size();
@@ -153,17 +157,25 @@ impl<'a> Trainer<'a> {
         let loader = Loader::new(dataset.clone(), loading.clone(), start)?;
         let path = saved.as_ref().map(|(_, path)| path.clone());
         watch.hear(News::Started { done, steps: schedule.steps(), images, from: path.as_deref() });
+        if let (Some(from), Some((their_epoch, afresh))) = (&about.branch, &branched) {
+            let (epoch, lr) = (schedule.epoch(done), schedule.lr(done));
+            watch.hear(News::Branched { from, their_epoch: *their_epoch, epoch, lr, afresh });
+        }
         let (mut desk, mut last_epoch) = (None, Vec::new());
         if let Some(folder) = folder {
+            let room = Room::of(&folder, &recipe.run, &step, [done, schedule.steps()], kept_base(base))?;
+            watch.hear(News::Disk(room));
+            room.suffices(&folder)?;
             let (opened, kept) = Desk::open(folder, recipe, &about, saved, now())?;
             dataset.keep(&settings.data, &opened.folder.file(Folder::SCAN))?;
+            keep(base, &opened.folder)?;
             desk = Some(opened);
             last_epoch = kept;
             last_epoch.retain(|record| schedule.is_last_epoch(record.step));
         }
-        Ok(Self {
+        let mut trainer = Self {
             recipe,
-            base,
+            model,
             about,
             recipe_text: recipe.to_text()?,
             out: &settings.out,
@@ -176,12 +188,17 @@ impl<'a> Trainer<'a> {
             loader,
             step,
             done,
-            skipped_before,
-            skipped: skipped_before,
+            skipped_before: skipped,
+            skipped,
             told: 0,
             trained: Tally::default(),
             last_epoch,
-        })
+        };
+        if branched.is_some() {
+            // From here on the parent may go.
+            trainer.save(watch)?;
+        }
+        Ok(trainer)
     }
 
     /// Makes the updates that are left; false when asked to stop before the last.
@@ -291,6 +308,7 @@ impl<'a> Trainer<'a> {
             base: self.about.base.as_ref().map(|base| base.sha256.clone()),
             recipe: self.recipe_text.clone(),
             run: Some(self.about.clone()),
+            model: Some(Box::new(self.model.clone())),
         }
     }
 
@@ -356,7 +374,13 @@ impl<'a> Trainer<'a> {
     fn finish(self) -> Result<Option<Summary>, RunError> {
         let Some(desk) = &self.desk else { return Ok(None) };
         let out = desk.folder.model();
-        result::write(&out, self.recipe, self.base, desk.newest().unwrap_or(Path::new("")), &self.step)?;
+        if let Some(newest) = desk.newest() {
+            // Of the file, not of memory: what anybody who has the checkpoint can make again.
+            let invalid = |reason| RunError::Invalid { path: newest.display().to_string(), reason };
+            let checkpoint = Checkpoint::open(newest).map_err(invalid)?;
+            let made = CheckpointModel::new(&checkpoint)?;
+            model::write(&out, made.model(), Some(made.decoder()))?;
+        }
         let mean = |of: fn(&StepRecord) -> Option<f64>| {
             let values: Vec<f64> = self.last_epoch.iter().filter_map(of).collect();
             (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

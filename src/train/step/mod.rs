@@ -8,6 +8,7 @@ mod error;
 mod initial;
 mod mask;
 mod student;
+mod token;
 mod update;
 
 use std::ops::Range;
@@ -28,6 +29,7 @@ use base::{Base, Targets};
 pub use error::StepError;
 use mask::Mask;
 use student::{Predicted, Student};
+pub(super) use token::merged_class_token;
 pub use update::Update;
 
 /// Settings of every update of a run.
@@ -84,18 +86,9 @@ pub struct StepState {
     pub step: u64,
     /// Places of the parameters in each third of `values`.
     pub slots: Vec<Slot>,
+    /// Updates the moments of each have seen, which their bias is corrected by.
+    pub updates: Vec<u64>,
     /// Parameters, first moments, second moments: 3·N, padding included.
-    pub values: Vec<f32>,
-}
-
-/// A tensor of the trained model, as the common format stores it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainedTensor {
-    /// The file it belongs to.
-    pub file: ModelFile,
-    /// Name and shape.
-    pub spec: ParameterSpec,
-    /// Row-major values.
     pub values: Vec<f32>,
 }
 
@@ -124,6 +117,10 @@ pub struct Step<'b> {
     parameters: Parameters,
     device: Device,
     step: u64,
+    /// [`StepState::updates`].
+    updates: Vec<u64>,
+    /// Whether an update has shown that every parameter has a gradient.
+    inspected: bool,
 }
 
 /// The losses of one micro-batch, on the tape.
@@ -179,16 +176,14 @@ impl<'b> Step<'b> {
             (Initialise::Random, _) => VitConfig { position, ..student.clone() },
         };
         let student = Student::new(&vit, method, predicted)?;
-        let precision = match settings.precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-        };
+        let precision = products(settings.precision);
         let parameters = initial_parameters(&student, base, &settings, precision, device)?;
         let base = match (method.target, base) {
             (Target::Pixels, _) | (_, None) => None,
             (_, Some(base)) => Some(Base::new(base, &student.vit, method, device, precision)?),
         };
-        Ok(Self { settings, student, base, parameters, device: device.clone(), step: 0 })
+        let updates = vec![0; parameters.slots().len()];
+        Ok(Self { settings, student, base, parameters, device: device.clone(), step: 0, updates, inspected: false })
     }
 
     /// The student's architecture, adapters included.
@@ -240,7 +235,7 @@ impl<'b> Step<'b> {
             if !value.is_finite() {
                 return Err(StepError::NonFinite { term: format!("the gradient of {name}"), value, step });
             }
-            if step == 1 && (!written || value == 0.0) {
+            if !self.inspected && (!written || value == 0.0) {
                 return Err(StepError::NoGradient { name: name.clone() });
             }
         }
@@ -325,7 +320,17 @@ impl<'b> Step<'b> {
     /// The device failed.
     pub fn state(&self) -> Result<StepState, StepError> {
         let values = self.state_values(0..self.state_len())?;
-        Ok(StepState { step: self.step, slots: self.slots().to_vec(), values })
+        Ok(StepState { step: self.step, slots: self.slots().to_vec(), updates: self.updates.clone(), values })
+    }
+
+    /// Has the next update show that every parameter has a gradient, as the first one does.
+    pub(super) fn inspect_again(&mut self) {
+        self.inspected = false;
+    }
+
+    /// [`StepState::updates`].
+    pub(super) fn updates(&self) -> &[u64] {
+        &self.updates
     }
 
     /// [`StepState::slots`].
@@ -353,7 +358,8 @@ impl<'b> Step<'b> {
         if let Some((theirs, ours)) = state.slots.iter().zip(own).find(|(theirs, ours)| theirs != ours) {
             return bad(format!("it has `{}` where this student has `{}`", theirs.spec.name, ours.spec.name));
         }
-        if state.slots.len() != own.len() || state.values.len() != self.state_len() {
+        let count = own.len();
+        if state.slots.len() != count || state.updates.len() != count || state.values.len() != self.state_len() {
             let (theirs, ours) = (state.values.len(), self.state_len());
             return bad(format!(
                 "it has {} parameters in {theirs} values; this student has {} in {ours}",
@@ -362,45 +368,21 @@ impl<'b> Step<'b> {
             ));
         }
         self.parameters.restore(state.values)?;
-        self.step = state.step;
+        (self.step, self.updates) = (state.step, state.updates);
+        self.inspected = self.step > 0;
         Ok(())
     }
 
-    /// The model as it is now: the backbone with its class token through the input adapter, the adapters, the decoder.
+    /// What the student uses and does not train: `pos_embed`, and the decoder's table.
     ///
     /// # Errors
     /// The device failed.
-    pub fn trained(&self) -> Result<Vec<TrainedTensor>, StepError> {
-        let mut out = Vec::new();
-        let files: std::collections::HashMap<String, ModelFile> =
-            self.student.parameters().into_iter().map(|(file, spec)| (spec.name, file)).collect();
-        for (index, slot) in self.parameters.slots().iter().enumerate() {
-            let spec = slot.spec.clone();
-            let values = kernel(&spec.name, || to_host(&self.parameters.value(index)?))?;
-            let file = files.get(&spec.name).copied().unwrap_or(ModelFile::Model);
-            out.push(TrainedTensor { file, spec, values });
-        }
-        for spec in self.student.tables() {
+    pub fn tables(&self) -> Result<Vec<(ParameterSpec, Vec<f32>)>, StepError> {
+        let value = |spec: ParameterSpec| {
             let values = kernel(&spec.name, || to_host(self.parameters.fixed_tensor(&spec.name)?))?;
-            let file = if spec.name == "pos_embed" { ModelFile::Model } else { ModelFile::Decoder };
-            out.push(TrainedTensor { file, spec, values });
-        }
-        if self.settings.method.input_adapter() {
-            let merged = self.merged_class_token()?;
-            if let Some(token) = out.iter_mut().find(|tensor| tensor.spec.name == "cls_token") {
-                let raw = std::mem::replace(&mut token.values, merged);
-                let name = "input_adapter.cls_token".to_owned();
-                let spec = ParameterSpec { name, shape: token.spec.shape.clone() };
-                out.push(TrainedTensor { file: ModelFile::Adapters, spec, values: raw });
-            }
-        }
-        Ok(out)
-    }
-
-    fn merged_class_token(&self) -> Result<Vec<f32>, StepError> {
-        let mut tape = Tape::new(&self.parameters);
-        let token = self.student.class_token(&mut tape)?;
-        Ok(kernel("cls_token", || to_host(tape.value(token)))?)
+            Ok((spec, values))
+        };
+        self.student.tables().into_iter().map(value).collect()
     }
 }
 
@@ -437,6 +419,14 @@ fn initial_parameters(
         fixed.push((spec, table));
     }
     Ok(Parameters::new(values, fixed, precision, device)?)
+}
+
+/// The type matrix products run in.
+fn products(precision: Precision) -> DType {
+    match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+    }
 }
 
 fn kernel<T>(operation: &str, f: impl FnOnce() -> candle_core::Result<T>) -> Result<T, KernelError> {

@@ -10,6 +10,7 @@ use super::super::{Method, Target};
 use super::error::StepError;
 use super::kernel;
 use super::mask::Mask;
+use super::token::class_token;
 use crate::kernels::{Restore, RowLogits, Tape, Var, patches};
 use crate::model::{
     Activation, AdapterConfig, Features, ModelFile, Ops, ParameterSpec, Vit, VitConfig, adapter_parameters,
@@ -216,23 +217,11 @@ impl Student {
         })?;
         let (rows, position) = (tape.constant(rows), tape.constant(position));
         let x = tape.linear_to(&rows, "patch_embed.proj", Some(position), DType::F32)?;
-        let token = self.class_token(tape)?;
+        let token = class_token(tape, self.input_adapter)?;
         let first = kernel("position", || tape.parameters().fixed_tensor("pos_embed")?.narrow(1, 0, 1)?.contiguous())?;
         let first = tape.constant(first);
         let token = tape.add(&token, &first)?;
         Ok(tape.prepend_token(&token, &x)?)
-    }
-
-    /// The class token, through the input adapter where there is one: (1, 1, C). No residual
-    /// (`models_tec_vit.py:389-397`).
-    pub(super) fn class_token(&self, tape: &mut Tape<'_>) -> Result<Var, StepError> {
-        let token = tape.parameter("cls_token")?;
-        if !self.input_adapter {
-            return Ok(token);
-        }
-        let h = tape.linear(&token, "input_adapter.fc1")?;
-        let h = tape.gelu(&h, Activation::GeluErf)?;
-        Ok(tape.linear_to(&h, "input_adapter.fc2", None, DType::F32)?)
     }
 
     /// Linear in, hidden patches filled with the mask token, shared blocks, norm, Linear out.

@@ -59,13 +59,14 @@ impl Update<'_, '_, '_> {
         let report = self.sum()?;
         let step = self.step;
         let settings = step.settings.adamw;
+        step.updates.iter_mut().for_each(|updates| *updates += 1);
         awake(&step.device.clone(), || {
             kernel("adamw", || {
-                settings.update(&step.parameters, report.step, lr)?;
+                settings.update(&step.parameters, &step.updates, lr)?;
                 step.parameters.refresh()
             })
         })?;
-        step.step = report.step;
+        (step.step, step.inspected) = (report.step, true);
         Ok(report)
     }
 
@@ -104,7 +105,7 @@ impl Update<'_, '_, '_> {
         let attention = mean("the attention loss", |terms| terms.attention.as_ref())?;
         let pixels = mean("the pixel loss", |terms| terms.pixels.as_ref())?;
         let grad_norm = kernel("gradient norm", || norm(self.step.parameters.gradients()))?;
-        if !grad_norm.is_finite() || step == 1 {
+        if !grad_norm.is_finite() || !self.step.inspected {
             self.step.inspect_gradients(&self.written, step)?;
         }
         let loss = [feature, attention, pixels].into_iter().flatten().sum();
