@@ -1,5 +1,6 @@
 //! What a new student starts from (`initialize_weights` upstream): xavier-uniform Linears, the fused qkv as one matrix and
-//! the patch convolution as a Linear; tokens from N(0, 0.02²); biases 0 and norms 1.
+//! the patch convolution as a Linear; tokens from N(0, 0.02²); biases 0 and norms 1. The patch convolution's bias alone is what
+//! `nn.Conv2d` leaves it at, uniform in ±1/√(its inputs): upstream initialises that layer's weight and no more.
 
 use crate::data::{Draws, Purpose, Uniform};
 use crate::model::{AxisOrder, ParameterSpec};
@@ -7,19 +8,22 @@ use crate::model::{AxisOrder, ParameterSpec};
 /// Standard deviation of tokens.
 const TOKEN_STD: f32 = 0.02;
 
-/// The initial values of parameter number `index`, a function of the seed and the index alone.
-pub(super) fn values(spec: &ParameterSpec, seed: u64, index: u64) -> Vec<f32> {
+/// The initial values of parameter number `index` of a student with patches of `patch_size`, a function of these and the seed
+/// alone.
+pub(super) fn values(spec: &ParameterSpec, seed: u64, index: u64, patch_size: usize) -> Vec<f32> {
     let count = spec.elements();
     let mut draws = Draws::new(seed, 0, index, Purpose::Initialise);
+    let mut uniform =
+        |bound: f64| -> Vec<f32> { (0..count).map(|_| (2.0 * draws.unit() - 1.0) * bound as f32).collect() };
     match spec.shape.as_slice() {
+        [_] if spec.name == "patch_embed.proj.bias" => uniform(1.0 / ((3 * patch_size * patch_size) as f64).sqrt()),
         [_] if spec.name.ends_with(".weight") => vec![1.0; count],
         [_] => vec![0.0; count],
         // cls_token and mask_token: (1, 1, C).
         [1, 1, _] => normal(&mut draws, count).into_iter().map(|x| TOKEN_STD * x).collect(),
         [out, rest @ ..] => {
             let inner: usize = rest.iter().product();
-            let bound = (6.0 / (inner + out) as f64).sqrt() as f32;
-            (0..count).map(|_| (2.0 * draws.unit() - 1.0) * bound).collect()
+            uniform((6.0 / (inner + out) as f64).sqrt())
         }
         [] => vec![0.0; count],
     }

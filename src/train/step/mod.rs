@@ -408,7 +408,8 @@ fn initial_parameters(
     let mut values = Vec::new();
     for (index, (file, spec)) in student.parameters().into_iter().enumerate() {
         let copied = if file == ModelFile::Model { from_base(&spec)? } else { None };
-        let value = copied.unwrap_or_else(|| initial::values(&spec, settings.seed, index as u64));
+        let patch_size = student.vit.patch_size;
+        let value = copied.unwrap_or_else(|| initial::values(&spec, settings.seed, index as u64, patch_size));
         values.push((spec, value));
     }
     let mut fixed = Vec::new();
