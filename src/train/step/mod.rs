@@ -2,7 +2,6 @@
 //!
 //! Shape letters: B images, L patches of which K are visible, C channels, R attention rows, N heads.
 
-mod awake;
 mod base;
 mod error;
 mod initial;
@@ -10,6 +9,7 @@ mod mask;
 mod student;
 mod token;
 mod update;
+mod worker;
 
 use std::ops::Range;
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::awake::awake;
+use super::worker::on_a_worker;
 use super::{Intermediates, MicroBatch, Step, StepError, StepReport, Terms, kernel};
 use crate::kernels::norm;
 use crate::train::distributed::{Reduction, World};
@@ -33,7 +33,7 @@ impl Update<'_, '_, '_> {
         let last = self.passes.len() + 1 == self.micro_batches;
         let (step, written, sum) = (&mut *self.step, &mut self.written, &mut self.sum);
         let mut lost = None;
-        let (terms, seen) = awake(&step.device.clone(), || {
+        let (terms, seen) = on_a_worker(&step.device.clone(), || {
             step.pass(batch, weight, written, &mut |from| {
                 if let (true, Some(sum)) = (last, &mut *sum)
                     && let Err(error) = sum.start(from)
@@ -60,7 +60,7 @@ impl Update<'_, '_, '_> {
         let step = self.step;
         let settings = step.settings.adamw;
         step.updates.iter_mut().for_each(|updates| *updates += 1);
-        awake(&step.device.clone(), || {
+        on_a_worker(&step.device.clone(), || {
             kernel("adamw", || {
                 settings.update(&step.parameters, &step.updates, lr)?;
                 step.parameters.refresh()
