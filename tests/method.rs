@@ -3,6 +3,7 @@
 //! Agreement is `max |Δ| / max |reference|` per tensor: 1e-5 for activations (f32 sums in another order than PyTorch's),
 //! 1e-4 for gradients and stepped parameters (two passes of such sums; AdamW divides small gradients by their own size).
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -13,7 +14,7 @@ use tec_zoo::kernels::AdamW;
 use tec_zoo::model::{Canonical, VitConfig};
 use tec_zoo::train::distributed::{Place, World};
 use tec_zoo::train::{
-    AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Intermediates, Method, MicroBatch, Normalise,
+    AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Intermediates, Method, MicroBatch, Normalise, Phase,
     Precision, Step, StepError, StepReport, StepSettings, Target,
 };
 
@@ -184,12 +185,16 @@ fn alone() -> World {
     World::join(Place::alone(), &Device::Cpu).unwrap()
 }
 
+fn go_on(_: Phase) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
 /// The gradients of an update from `batches`, left in the step's parameters.
 fn gradients(step: &mut Step, batches: &[MicroBatch]) -> Result<(StepReport, Option<Intermediates>), StepError> {
     let world = alone();
     let mut update = step.update(batches.len(), &world)?;
     for batch in batches {
-        update.add(batch)?;
+        update.add(batch, &mut go_on)?;
     }
     update.gradients()
 }
@@ -415,15 +420,79 @@ fn an_update_of_too_few_or_too_many_micro_batches_is_refused_and_changes_nothing
     let mut step = step(reference, &base, Precision::F32);
     let before = step.state().unwrap();
     let mut short = step.update(2, &world).unwrap();
-    short.add(&batch).unwrap();
-    let refused = short.finish(1e-3).unwrap_err().in_full();
+    short.add(&batch, &mut go_on).unwrap();
+    let refused = short.finish(1e-3, &mut go_on).unwrap_err().in_full();
     assert!(refused.contains("an update of 2 micro-batches was given 1"), "{refused}");
     let mut long = step.update(1, &world).unwrap();
-    long.add(&batch).unwrap();
-    let refused = long.add(&batch).unwrap_err().in_full();
+    long.add(&batch, &mut go_on).unwrap();
+    let refused = long.add(&batch, &mut go_on).unwrap_err().in_full();
     assert!(refused.contains("an update of 1 micro-batches was given 2"), "{refused}");
     drop(long);
     assert!(step.state().unwrap() == before, "the weights moved");
+}
+
+#[test]
+fn an_update_can_be_stopped_at_every_block_and_leaves_the_weights_as_they_were() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let (batch, world) = (reference.batch(0), alone());
+    for recompute in [false, true] {
+        let settings = StepSettings { recompute, ..reference.settings() };
+        let mut step = Step::new(Some(&base), &reference.vit(""), settings, &device()).unwrap();
+        let before = step.state().unwrap();
+        let mut heard = Vec::new();
+        let mut hear = |phase| {
+            heard.push(phase);
+            ControlFlow::Continue(())
+        };
+        step.update(1, &world).unwrap().add(&batch, &mut hear).unwrap();
+        let depth = reference.vit("").depth;
+        for block in 0..depth {
+            assert!(heard.contains(&Phase::Student { block, of: depth }), "{heard:?}");
+        }
+        let count = |is: fn(&Phase) -> bool| heard.iter().filter(|phase| is(phase)).count();
+        assert_eq!(count(|phase| matches!(phase, Phase::Base { .. })), base.config().vit.depth);
+        assert!(count(|phase| matches!(phase, Phase::Decoder { .. })) >= 2);
+        assert!(count(|phase| matches!(phase, Phase::Backward { .. })) > 3 * depth, "{heard:?}");
+        for at in 0..heard.len() {
+            let mut left = at;
+            let mut hear = |_| {
+                left = left.wrapping_sub(1);
+                if left == usize::MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let ended = step.update(1, &world).unwrap().add(&batch, &mut hear);
+            assert!(matches!(ended, Err(StepError::Interrupted)), "{:?}", heard[at]);
+            assert_eq!(left, usize::MAX, "it went on after {:?}", heard[at]);
+        }
+        assert!(step.state().unwrap() == before, "the weights moved");
+    }
+}
+
+#[test]
+fn a_new_student_starts_as_upstreams_does() {
+    let reference = &Reference::full();
+    let dir = tempfile::tempdir().unwrap();
+    let base = reference.base(dir.path());
+    let step = step(reference, &base, Precision::F32);
+    let vit = step.vit().clone();
+    let state = step.state().unwrap();
+    let values = |name: &str| {
+        let slot = state.slots.iter().find(|slot| slot.spec.name == name).unwrap();
+        &state.values[slot.range.clone()]
+    };
+    let most = |name: &str| values(name).iter().fold(0_f32, |most, value| most.max(value.abs()));
+    // `nn.Conv2d`'s own, which `initialize_weights` leaves alone: U(±1/√fan_in).
+    let bound = 1.0 / ((3 * vit.patch_size * vit.patch_size) as f32).sqrt();
+    let largest = most("patch_embed.proj.bias");
+    assert!(0.7 * bound < largest && largest <= bound, "{largest} of {bound}");
+    assert!(values("patch_embed.proj.bias").iter().any(|value| *value < 0.0));
+    for name in ["blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.bias", "norm.bias"] {
+        assert_eq!(most(name), 0.0, "{name}");
+    }
+    assert!(values("blocks.0.norm1.weight").iter().all(|value| *value == 1.0));
+    let bound = (6.0 / (4 * vit.width) as f32).sqrt();
+    assert!(most("blocks.0.attn.qkv.weight") <= bound && most("blocks.0.attn.qkv.weight") > 0.9 * bound);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod processes;
 mod recipe;
 mod run;
 mod schedule;
+mod stalled;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

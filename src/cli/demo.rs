@@ -7,16 +7,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use indicatif::ProgressBar;
 
-use super::{exit::Exit, interrupt, output::Output, output::Paint, runtimes};
+use super::{exit::Exit, interrupt, output::Output, output::Paint, progress, runtimes};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Layout, Plan, Request, emit};
 use crate::model::Canonical;
 use crate::onnx::runtime::Runtime;
 use crate::onnx::{Adapters, CheckOptions, ExportOptions, RuntimeVerdict, Target, export_checked};
 use crate::train::distributed::{Place, World};
-use crate::train::{Base, End, News, Pretraining, Recipe, Watch, pretrain};
+use crate::train::{Base, End, News, Pretraining, Recipe, pretrain};
 use crate::verify::{Golden, Options, verify};
 use crate::zoo::{Zoo, register};
 
@@ -125,30 +124,6 @@ fn replay(model: &Canonical, folder: &Path, steps: &mut Steps) -> Result<()> {
     steps.add("verify", what, report.holds)
 }
 
-/// Stops on Ctrl-C, and remembers the first loss.
-struct First<'a> {
-    bar: &'a ProgressBar,
-    loss: Option<f64>,
-}
-
-impl Watch for First<'_> {
-    fn hear(&mut self, news: News<'_>) {
-        match news {
-            News::Started { steps, .. } => self.bar.set_length(steps),
-            News::Step { record, .. } => {
-                self.loss.get_or_insert(record.loss);
-                self.bar.set_position(record.step);
-                self.bar.set_message(format!("loss {:.4}", record.loss));
-            }
-            _ => {}
-        }
-    }
-
-    fn stop(&self) -> bool {
-        interrupt::requested()
-    }
-}
-
 /// A new nano ViT from the converted one, registered in a catalogue of the demo's own.
 fn pretraining(base: Canonical, folder: &Path, steps: &mut Steps, output: &mut Output) -> Result<Canonical> {
     let pictures = folder.join("pictures");
@@ -171,10 +146,17 @@ fn pretraining(base: Canonical, folder: &Path, steps: &mut Steps, output: &mut O
         device: Device::Cpu,
     };
     let bar = output.steps_bar();
-    let mut first = First { bar: &bar, loss: None };
+    let mut first = None;
+    let mut hear = |news: News<'_>| {
+        if let News::Step { record, .. } = news {
+            first.get_or_insert(record.loss);
+            bar.set_message(format!("update {}, loss {:.4}", record.step, record.loss));
+        }
+        interrupt::flow()
+    };
     let world = World::join(Place::alone(), &settings.device)?;
-    let end = pretrain(&settings, &world, &mut first)?;
-    let before = first.loss;
+    let end = pretrain(&settings, &world, &mut hear, &|stall| progress::end(stall, &settings.out))?;
+    let before = first;
     bar.finish_and_clear();
     interrupt::check()?;
     let (End::Finished(Some(summary)), Some(before)) = (end, before) else { bail!("the pretraining made no update") };

@@ -25,6 +25,7 @@ mod matrix;
 mod out;
 mod output;
 mod pretrain;
+mod progress;
 mod register;
 mod registry;
 mod runtimes;

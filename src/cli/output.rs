@@ -194,7 +194,7 @@ impl Output {
 
     /// A bar over the updates of a run, whose message says how it goes.
     pub(super) fn steps_bar(&self) -> ProgressBar {
-        self.bar(0, "{pos}/{len} {wide_msg}")
+        self.bar(0, "{wide_msg}")
     }
 
     fn bar(&self, total: u64, template: &str) -> ProgressBar {

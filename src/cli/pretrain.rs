@@ -1,19 +1,18 @@
 //! `tec-zoo pretrain`.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use indicatif::{DecimalBytes, ProgressBar};
 
+use super::progress::{self, Progress, time};
 use super::{exit::Exit, exit::Usage, hint::Advised, interrupt, output::Output, registry};
-use crate::data::{DamagedShard, ScanEvent};
 use crate::kernels::{DeviceError, open_device};
 use crate::model::Canonical;
 use crate::train::distributed::{Place, World};
 use crate::train::{
-    Base, Branch, BranchFile, End, News, Parent, Pretraining, Recipe, Replay, StepRecord, Summary, Watch,
-    checkpoint_name, is_run, pretrain, replay, started_recipe, started_run,
+    Base, Branch, End, Parent, Pretraining, Recipe, Replay, Summary, checkpoint_name, is_run, pretrain, replay,
+    started_recipe, started_run,
 };
 use crate::zoo::{Digest, Manifest, Zoo};
 
@@ -83,7 +82,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     };
     if let Some(dump) = &args.replay {
         let base = args.base.as_deref().map(|base| registry::open(base, output)).transpose()?;
-        return show_replay(&replay(dump, base, &device)?, args.json, output);
+        return show_replay(&replay(dump, base, &device, &mut |_| interrupt::flow())?, args.json, output);
     }
     let out = args.out.as_deref().context("name the run's folder with --out")?;
     if let Some(name) = &args.name {
@@ -133,8 +132,8 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
 
 fn train(args: &Args, settings: &Pretraining, world: &World, output: &mut Output) -> Result<Exit> {
     let mut progress = Progress::new(output, world.rank() == 0);
-    let end = pretrain(settings, world, &mut progress);
-    progress.bar.finish_and_clear();
+    let end = pretrain(settings, world, &mut |news| progress.hear(news), &|stall| progress::end(stall, &settings.out));
+    progress.finish();
     match end? {
         End::Stopped { step, steps } => {
             if world.rank() == 0 {
@@ -231,151 +230,6 @@ fn released<'a>(zoo: &'a Zoo, model: &Canonical) -> Option<&'a Manifest> {
     let sha256 = &model.config().provenance.source_sha256;
     let is = |hash: &Digest| matches!(hash, Digest::Sha256(known) if known == sha256);
     zoo.iter().find(|manifest| manifest.sources.iter().any(|source| source.hashes.iter().any(is)))
-}
-
-/// How often a line is printed where there is no terminal to redraw one on.
-const EVERY: Duration = Duration::from_secs(30);
-
-struct Progress<'a> {
-    output: &'a mut Output,
-    bar: ProgressBar,
-    printed: Instant,
-    steps: u64,
-    /// Of several processes, one tells how it goes; each tells what only it knows.
-    tells: bool,
-}
-
-impl<'a> Progress<'a> {
-    fn new(output: &'a mut Output, tells: bool) -> Self {
-        let bar = if tells { output.steps_bar() } else { ProgressBar::hidden() };
-        Self { output, bar, printed: Instant::now(), steps: 0, tells }
-    }
-
-    fn say(&mut self, text: impl std::fmt::Display) {
-        let (bar, output) = (&self.bar, &mut *self.output);
-        bar.suspend(|| output.say(text));
-    }
-
-    fn warn(&mut self, text: impl std::fmt::Display) {
-        let (bar, output) = (&self.bar, &mut *self.output);
-        bar.suspend(|| output.warn(text));
-    }
-}
-
-impl Progress<'_> {
-    /// How the search for images goes: redrawn on a terminal, elsewhere every half minute.
-    fn scanned(&mut self, event: ScanEvent<'_>) {
-        if !self.tells {
-            return;
-        }
-        let told = match event {
-            ScanEvent::Walking { folders, images } => format!("looking for images: {images} in {folders} folders"),
-            ScanEvent::Reading { done, of } => format!("looking for images: {done} of {of}"),
-            ScanEvent::Digesting { done, of } => format!("comparing images: {done} of {of}"),
-            ScanEvent::Unread(unread) => return self.warn(unread),
-            ScanEvent::Damaged(shard) => {
-                let DamagedShard { path, reason, images } = shard;
-                return self.warn(format_args!("`{}`: {reason}; its first {images} images are used", path.display()));
-            }
-        };
-        if self.bar.is_hidden() && self.printed.elapsed() >= EVERY {
-            self.printed = Instant::now();
-            self.output.say(&told);
-        }
-        self.bar.set_message(told);
-    }
-}
-
-impl Watch for Progress<'_> {
-    fn hear(&mut self, news: News<'_>) {
-        match news {
-            News::Started { done, steps, images, from } => {
-                self.steps = steps;
-                self.bar.set_length(steps);
-                self.bar.set_position(done);
-                let from = from.map_or(String::new(), |path| format!(", from {}", path.display()));
-                match done == steps {
-                    _ if !self.tells => {}
-                    true => self.say(format_args!("all {steps} updates are made{from}")),
-                    false => self.say(format_args!("{images} images; updates {} to {steps}{from}", done + 1)),
-                }
-            }
-            News::Scan(event) => self.scanned(event),
-            News::UnknownData { images } => {
-                self.warn(format_args!(
-                    "this run of an older version does not say which images it was started with, only that there were {images}"
-                ));
-            }
-            News::DamagedRecord { path, reason } => {
-                self.warn(format_args!("`{}` cannot be used: {reason}; a checkpoint says the same", path.display()));
-            }
-            News::Branched { from, their_epoch, epoch, lr, afresh } if self.tells => {
-                let BranchFile { run, step, .. } = from;
-                self.say(format_args!("goes on from `{run}` after its update {step}, epoch {their_epoch:.2}"));
-                self.say(format_args!("here it is epoch {epoch:.2} of the schedule, learning rate {lr:.2e}"));
-                if !afresh.is_empty() {
-                    let names = afresh.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-                    let more = afresh.len().saturating_sub(3);
-                    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                    self.warn(format_args!("begin afresh, weights and moments: {names}{more}"));
-                }
-            }
-            News::Disk(room) if self.tells => {
-                let free = room.free.map_or(String::new(), |free| format!(" of {} free", DecimalBytes(free)));
-                let (each, needed) = (DecimalBytes(room.checkpoint), DecimalBytes(room.needed));
-                let most = room.checkpoints;
-                self.say(format_args!("disk: {needed}{free}, for {most} more checkpoints of {each} and the result"));
-            }
-            News::Branched { .. } | News::Disk(_) => {}
-            News::Damaged { path, reason } => {
-                self.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));
-            }
-            News::Broken(broken) => {
-                self.warn(format_args!("skipped `{}`: {}", broken.path, broken.reason));
-            }
-            News::Step { record, left } => {
-                self.bar.set_position(record.step);
-                self.bar.set_message(told(record, left));
-                if self.tells && self.bar.is_hidden() && (self.printed.elapsed() >= EVERY || record.step == self.steps)
-                {
-                    self.printed = Instant::now();
-                    let steps = self.steps;
-                    self.output.say(format_args!("{}/{steps}  {}", record.step, told(record, left)));
-                }
-            }
-            News::Saved { .. } => {}
-        }
-    }
-
-    fn stop(&self) -> bool {
-        interrupt::requested()
-    }
-}
-
-/// `epoch 3.25  loss 5.7725 (feature 2.8718, attention 2.9007)  lr 1.2e-4  312.5 images/s  data wait 0%  eta 2h 5m`
-fn told(record: &StepRecord, left: Duration) -> String {
-    let terms = [("feature", record.feature), ("attention", record.attention), ("pixels", record.pixels)];
-    let terms = terms.iter().filter_map(|(name, value)| Some(format!("{name} {:.4}", (*value)?)));
-    format!(
-        "epoch {:.2}  loss {:.4} ({})  lr {:.2e}  {:.1} images/s  data wait {:.0}%  eta {}",
-        record.epoch,
-        record.loss,
-        terms.collect::<Vec<_>>().join(", "),
-        record.lr,
-        record.images_per_second,
-        100.0 * record.data_wait,
-        time(left),
-    )
-}
-
-fn time(time: Duration) -> String {
-    let seconds = time.as_secs();
-    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m {}s", seconds % 60),
-        (0, hours, minutes) => format!("{hours}h {minutes}m"),
-        (days, hours, _) => format!("{days}d {hours}h"),
-    }
 }
 
 fn print(summary: &Summary, output: &mut Output) -> Result<()> {

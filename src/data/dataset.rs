@@ -247,6 +247,15 @@ impl Dataset {
         }
     }
 
+    /// Where image `index` lies: its own path, or its shard's.
+    pub fn place(&self, index: u64) -> String {
+        let Some(at) = usize::try_from(index).ok().filter(|_| index < self.len()) else { return format!("#{index}") };
+        match &self.source {
+            Source::Files { names, .. } => self.root.join(names.get(at)).display().to_string(),
+            Source::Shards(shards) => shards.path(at).display().to_string(),
+        }
+    }
+
     /// Replaces `bytes` by image `index` as it is encoded, and says what to call it in messages: its path, or
     /// `shard.tar: member`.
     ///

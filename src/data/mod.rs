@@ -39,7 +39,7 @@ pub use digest::DataDigest;
 pub use features::FeatureFile;
 pub use formats::Unread;
 pub use input::{DataError, Input};
-pub use loader::{Broken, Loader, LoaderSettings, Position, TrainBatch};
+pub use loader::{Activity, Broken, Loader, LoaderActivity, LoaderSettings, Position, TrainBatch};
 pub use order::{EpochOrder, Share};
 pub use random::{Draws, Purpose, Uniform};
 pub use scan::ScanEvent;

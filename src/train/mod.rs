@@ -15,9 +15,9 @@ pub use metrics::{Metrics, StepRecord};
 pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
 pub use run::{
     Base, BaseFile, Branch, BranchFile, CheckpointModel, EarlierData, End, News, Parent, Pretraining, Replay, Room,
-    RunError, RunFile, RunModel, Started, Summary, Watch, checkpoint_name, is_run, pretrain, replay, started_recipe,
+    RunError, RunFile, RunModel, Stall, Started, Summary, checkpoint_name, is_run, pretrain, replay, started_recipe,
     started_run,
 };
 pub use schedule::Schedule;
 use step::merged_class_token;
-pub use step::{Intermediates, MicroBatch, Step, StepError, StepReport, StepSettings, StepState, Update};
+pub use step::{Intermediates, MicroBatch, Phase, Step, StepError, StepReport, StepSettings, StepState, Update};

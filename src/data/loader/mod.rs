@@ -4,6 +4,7 @@
 //! out in order. Which sample stands in which slot, and what it looks like there, depends on the settings and the position
 //! alone ([`crate::data`]). An image that cannot be used is replaced by the one that comes next in the epoch's order.
 
+mod activity;
 mod work;
 
 use std::collections::HashSet;
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use self::work::Shared;
 use super::{Augment, DataError, Dataset, Share};
+pub use activity::{Activity, LoaderActivity};
+
+/// How long a dropped loader waits for its threads.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What a [`Loader`] does with a [`Dataset`].
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +97,8 @@ pub struct Broken {
 
 /// Iterates over the batches of a run, from any position.
 ///
-/// After an error it ends. Dropped, it stops its threads and waits for them, which takes as long as one image does.
+/// After an error it ends. Dropped, it stops its threads and waits for them, which takes as long as one image does; one that
+/// hangs in a read of a file system that does not answer is left behind.
 #[derive(Debug)]
 pub struct Loader {
     shared: Arc<Shared>,
@@ -126,7 +132,8 @@ impl Loader {
             Self { shared, threads: Vec::new(), broken: Vec::new(), broken_samples: HashSet::new(), ended: false };
         for worker in 0..workers {
             let shared = loader.shared.clone();
-            let thread = std::thread::Builder::new().name(format!("loader {worker}")).spawn(move || shared.work());
+            let thread =
+                std::thread::Builder::new().name(format!("loader {worker}")).spawn(move || shared.work(worker));
             loader.threads.push(thread.map_err(|error| DataError::Thread { reason: error.to_string() })?);
         }
         Ok(loader)
@@ -150,6 +157,16 @@ impl Loader {
     /// Gives the memory of a batch back for a later one. Without, every batch is allocated anew.
     pub fn recycle(&self, images: Vec<f32>, noise: Vec<f32>) {
         self.shared.recycle(images, noise);
+    }
+
+    /// What the threads are at, for whoever looks while this loader is waited for.
+    pub fn activity(&self) -> Activity {
+        Activity(self.shared.clone())
+    }
+
+    /// Waits for the next batch, or for the end, but for no longer than `most`; says whether [`Iterator::next`] returns at once.
+    pub fn wait(&self, most: Duration) -> bool {
+        self.ended || self.threads.iter().any(JoinHandle::is_finished) || self.shared.wait(most)
     }
 
     fn take(&mut self) -> Result<Option<TrainBatch>, DataError> {
@@ -199,10 +216,12 @@ impl Iterator for Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.shared.stop();
-        for thread in self.threads.drain(..) {
-            // A worker catches its panics: there is nothing to learn from how it ended.
-            drop(thread.join());
+        let until = Instant::now() + FAREWELL;
+        while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
+        // A worker catches its panics: there is nothing to learn from how it ended.
+        self.threads.drain(..).filter(JoinHandle::is_finished).for_each(|thread| drop(thread.join()));
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::activity::{Code, LoaderActivity};
 use super::{Broken, LoaderSettings, Position, TrainBatch};
 use crate::data::{DataError, Dataset, Draws, EpochOrder, Purpose, TrainTransform, Uniform};
 
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     work: Condvar,
     /// A batch is complete.
     ready: Condvar,
+    /// What each thread is at.
+    activities: Vec<Code>,
 }
 
 #[derive(Debug)]
@@ -75,7 +78,14 @@ impl Shared {
     pub(super) fn new(dataset: Arc<Dataset>, settings: LoaderSettings, batches: u64, start: Position) -> Self {
         let slot = settings.batch;
         let state = State { stop: false, queue: VecDeque::new(), slot, next: start, spare: Vec::new() };
-        Self { dataset, settings, batches, state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() }
+        let activities = (0..settings.workers).map(|_| Code::default()).collect();
+        let (state, work, ready) = (Mutex::new(state), Condvar::new(), Condvar::new());
+        Self { dataset, settings, batches, state, work, ready, activities }
+    }
+
+    /// What each thread is at.
+    pub(super) fn activities(&self) -> Vec<LoaderActivity> {
+        self.activities.iter().map(|code| code.read(|sample| self.dataset.place(sample))).collect()
     }
 
     /// Archives of the data that are damaged, each of which counts as a broken image.
@@ -100,6 +110,16 @@ impl Shared {
         if state.spare.len() <= self.settings.prefetch {
             state.spare.push((images, noise));
         }
+    }
+
+    /// Waits, for no longer than `most`, until [`Self::take`] has something to take; says whether it has.
+    pub(super) fn wait(&self, most: Duration) -> bool {
+        let state = lock(&self.state);
+        let open = |state: &mut State| match state.queue.front() {
+            Some(first) => first.left.load(Ordering::Acquire) > 0,
+            None => state.next.epoch < self.settings.epochs,
+        };
+        !self.ready.wait_timeout_while(state, most, open).unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Waits for the first batch of the queue; none after the last epoch.
@@ -131,17 +151,19 @@ impl Shared {
     }
 
     /// What one thread does until it is stopped.
-    pub(super) fn work(&self) {
+    pub(super) fn work(&self, thread: usize) {
         let desk = || Desk {
             transform: TrainTransform::new(self.settings.augment),
             encoded: Vec::new(),
             values: vec![0.0; self.settings.augment.values()],
         };
         let mut own = desk();
+        let activity = &self.activities[thread];
         while let Some((pending, slot)) = self.claim() {
             let mut broken = Vec::new();
-            let found = self.fill(&mut own, &desk, pending.position, slot, &mut broken);
+            let found = self.fill(&mut own, &desk, pending.position, slot, &mut broken, activity);
             self.put(&pending, slot, found, broken, &own.values);
+            activity.idles();
         }
     }
 
@@ -187,6 +209,7 @@ impl Shared {
         Position { epoch, batch }: Position,
         slot: usize,
         broken: &mut Vec<Broken>,
+        activity: &Code,
     ) -> Result<Option<(u64, String)>, DataError> {
         let seed = self.settings.seed;
         let order = EpochOrder::new(self.dataset.len(), seed, epoch);
@@ -194,7 +217,9 @@ impl Shared {
         for attempt in 0..=self.broken_limit() as u64 {
             let sample = order.sample(first + attempt);
             let tried = catch_unwind(AssertUnwindSafe(|| {
+                activity.reads(sample);
                 let name = self.dataset.read(sample, &mut own.encoded)?;
+                activity.decodes(sample);
                 let applied = own.transform.apply(&own.encoded, [seed, epoch, sample], &mut own.values);
                 applied.map_err(|reason| DataError::Image { path: name.clone(), reason }).map(|_| name)
             }));

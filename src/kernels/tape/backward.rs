@@ -1,5 +1,6 @@
 //! The pass back over a tape.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use candle_core::{D, Device, Result, Tensor};
@@ -23,42 +24,39 @@ pub(super) struct Backward<'p, 'w> {
 impl<'p, 'w> Backward<'p, 'w> {
     pub(super) fn new(tape: Tape<'p>, written: &'w mut [bool]) -> Self {
         let mut pending = vec![0; tape.parameters.slots().len()];
-        for node in &tape.nodes {
-            match node {
-                Node::Parameter { slot }
-                | Node::Unshuffle { token: slot, .. }
-                | Node::LayerScale { gamma: slot, .. } => pending[*slot] += 1,
-                Node::Linear { weight, .. } | Node::LayerNorm { weight, .. } => {
-                    pending[*weight] += 1;
-                    pending[*weight + 1] += 1;
-                }
-                Node::Block { prefix, .. } => {
-                    for slot in block_slots(tape.parameters, prefix) {
-                        pending[slot] += 1;
-                    }
-                }
-                _ => {}
-            }
+        for slot in tape.nodes.iter().flat_map(|node| node.slots(tape.parameters)) {
+            pending[slot] += 1;
         }
         let gradients = tape.nodes.iter().map(|_| None).collect();
         Self { parameters: tape.parameters, values: tape.values, nodes: tape.nodes, gradients, written, pending }
     }
 
     /// Goes back to the start; returns the gradient of the [`Node::Input`] there, if there is one.
-    pub(super) fn run(mut self, finished: &mut dyn FnMut(usize)) -> Result<Option<Rc<Tensor>>> {
+    pub(super) fn run(
+        mut self,
+        finished: &mut dyn FnMut(usize),
+        hear: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), Option<Rc<Tensor>>>> {
         let slots = self.parameters.slots();
         let mut done = slots.len();
         while let (Some(node), Some(value)) = (self.nodes.pop(), self.values.pop()) {
-            let Some(gradient) = self.gradients.pop().flatten() else {
-                if let Node::Loss { prediction, gradient } = node {
-                    self.give(prediction, Rc::new(gradient))?;
-                }
-                continue;
-            };
-            if let Node::Input = node {
-                return Ok(Some(gradient));
+            if hear(self.nodes.len() + 1).is_break() {
+                return Ok(ControlFlow::Break(()));
             }
-            self.step(&node, &value, gradient)?;
+            match (&node, self.gradients.pop().flatten()) {
+                (Node::Input, Some(gradient)) => return Ok(ControlFlow::Continue(Some(gradient))),
+                (_, Some(gradient)) => {
+                    if self.step(&node, &value, gradient, hear)?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                (Node::Loss { prediction, gradient }, None) => self.give(*prediction, Rc::new(gradient.clone()))?,
+                // No loss looks at it.
+                (_, None) => {}
+            }
+            for slot in node.slots(self.parameters) {
+                self.pending[slot] -= 1;
+            }
             let before = done;
             while done > 0 && self.pending[done - 1] == 0 {
                 done -= 1;
@@ -67,29 +65,38 @@ impl<'p, 'w> Backward<'p, 'w> {
                 finished(slots[done].range.start);
             }
         }
-        Ok(None)
+        Ok(ControlFlow::Continue(None))
     }
 
-    fn step(&mut self, node: &Node, value: &Tensor, dy: Rc<Tensor>) -> Result<()> {
+    /// Undoes one operation; a block that is computed again can be stopped inside.
+    fn step(
+        &mut self,
+        node: &Node,
+        value: &Tensor,
+        dy: Rc<Tensor>,
+        hear: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let Node::Block { x, vit, prefix, hidden } = node else {
+            return self.undo(node, value, dy).map(ControlFlow::Continue);
+        };
+        let left = self.nodes.len() + 1;
+        let mut inner = Tape::new(self.parameters);
+        let start = inner.push(self.values[x.0].clone(), Node::Input);
+        inner.block(start, vit, prefix, hidden.as_ref()).map_err(candle_core::Error::wrap)?;
+        let mut inner = Backward::new(inner, &mut *self.written);
+        if let Some(end) = inner.gradients.last_mut() {
+            *end = Some(dy);
+        }
+        match inner.run(&mut |_| {}, &mut |_| hear(left))? {
+            ControlFlow::Continue(Some(gradient)) => self.give(*x, gradient).map(ControlFlow::Continue),
+            ControlFlow::Continue(None) => Ok(ControlFlow::Continue(())),
+            ControlFlow::Break(()) => Ok(ControlFlow::Break(())),
+        }
+    }
+
+    fn undo(&mut self, node: &Node, value: &Tensor, dy: Rc<Tensor>) -> Result<()> {
         match node {
-            Node::Constant | Node::Input | Node::Loss { .. } => Ok(()),
-            Node::Block { x, vit, prefix, hidden } => {
-                let mut inner = Tape::new(self.parameters);
-                let start = inner.push(self.values[x.0].clone(), Node::Input);
-                inner.block(start, vit, prefix, hidden.as_ref()).map_err(candle_core::Error::wrap)?;
-                let mut inner = Backward::new(inner, &mut *self.written);
-                if let Some(end) = inner.gradients.last_mut() {
-                    *end = Some(dy);
-                }
-                let gradient = inner.run(&mut |_| {})?;
-                for slot in block_slots(self.parameters, prefix) {
-                    self.pending[slot] -= 1;
-                }
-                match gradient {
-                    Some(gradient) => self.give(*x, gradient),
-                    None => Ok(()),
-                }
-            }
+            Node::Constant | Node::Input | Node::Loss { .. } | Node::Block { .. } => Ok(()),
             Node::Parameter { slot } => {
                 let (into, fresh) = self.parameter(*slot)?;
                 slices::accumulate(&into, &dy, fresh)
@@ -212,8 +219,11 @@ impl<'p, 'w> Backward<'p, 'w> {
 
     /// A parameter's gradient, and whether nothing is in it yet.
     fn parameter(&mut self, slot: usize) -> Result<(Tensor, bool)> {
+        if self.pending[slot] == 0 {
+            let name = &self.parameters.slots()[slot].spec.name;
+            candle_core::bail!("`{name}` gets a gradient from an operation that does not name it");
+        }
         let fresh = !std::mem::replace(&mut self.written[slot], true);
-        self.pending[slot] -= 1;
         Ok((self.parameters.gradient(slot)?, fresh))
     }
 
@@ -271,10 +281,4 @@ impl<'p, 'w> Backward<'p, 'w> {
         self.gradients[var.0] = Some(whole);
         Ok(())
     }
-}
-
-/// Slots of the parameters of one block.
-fn block_slots(parameters: &Parameters, prefix: &str) -> impl Iterator<Item = usize> {
-    let inside = move |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
-    parameters.slots().iter().enumerate().filter(move |(_, slot)| inside(&slot.spec.name)).map(|(index, _)| index)
 }

@@ -6,7 +6,10 @@
 
 mod backward;
 mod forward;
+#[cfg(test)]
+mod tests;
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use candle_core::{Result, Tensor};
@@ -112,6 +115,42 @@ enum Node {
         prediction: Var,
         gradient: Tensor,
     },
+}
+
+impl Node {
+    /// The parameters whose gradients this operation makes, once for each gradient: what has to be undone before a
+    /// parameter's gradient is final. Every operation answers, so that a new one is asked.
+    fn slots(&self, parameters: &Parameters) -> Vec<usize> {
+        match self {
+            Self::Parameter { slot } => vec![*slot],
+            Self::Linear { weight, x: _, residual: _ } | Self::LayerNorm { weight, x: _, eps: _ } => {
+                vec![*weight, *weight + 1]
+            }
+            Self::LayerScale { gamma, x: _ } => vec![*gamma],
+            Self::Unshuffle { token, x: _, restore: _ } => vec![*token],
+            Self::Block { prefix, x: _, vit: _, hidden: _ } => {
+                let inside = |name: &str| name.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.starts_with('.'));
+                let slots = parameters.slots().iter().enumerate();
+                slots.filter(|(_, slot)| inside(&slot.spec.name)).map(|(index, _)| index).collect()
+            }
+            Self::Constant
+            | Self::Input
+            | Self::Gelu { x: _, kind: _ }
+            | Self::SwiGlu { x: _ }
+            | Self::Attention { qkv: _, heads: _ }
+            | Self::Add { a: _, b: _ }
+            | Self::Cast { x: _ }
+            | Self::Prepend { token: _, x: _ }
+            | Self::ConcatChannels { parts: _ }
+            | Self::Channels { x: _, start: _ }
+            | Self::Tokens { x: _, start: _ }
+            | Self::SelectToken { x: _, index: _ }
+            | Self::MeanTokens { x: _, start: _ }
+            | Self::Hidden { x: _, restore: _ }
+            | Self::RowLogits { x: _, rows: _, shape: _ }
+            | Self::Loss { prediction: _, gradient: _ } => Vec::new(),
+        }
+    }
 }
 
 /// Records one pass over some [`Parameters`].
@@ -225,13 +264,15 @@ impl<'p> Tape<'p> {
 
     /// Gradients of the sum of all losses, added to the parameters' where `written` says there is something already.
     ///
-    /// `finished` is told, from time to time, from which value of the flat buffer on the gradients are final.
+    /// `finished` is told, from time to time, from which value of the flat buffer on the gradients are final; `hear`,
+    /// before each operation is undone, how many are left, and may stop there: the gradients are then worth nothing.
     pub(crate) fn backward(
         self,
         written: &mut [bool],
         finished: &mut dyn FnMut(usize),
-    ) -> std::result::Result<(), KernelError> {
-        run("backward", || Backward::new(self, written).run(finished).map(|_| ()))
+        hear: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> std::result::Result<ControlFlow<()>, KernelError> {
+        run("backward", || Ok(Backward::new(self, written).run(finished, hear)?.map_continue(|_| ())))
     }
 }
 

@@ -24,7 +24,7 @@ impl fmt::Display for Difference {
 
 /// Keys that may change between a run and its continuation: none of them touches a weight.
 fn is_free(key: &str) -> bool {
-    let saving = ["run.save_steps", "run.save_minutes", "run.keep_last", "run.keep_steps"];
+    let saving = ["run.save_steps", "run.save_minutes", "run.keep_last", "run.keep_steps", "run.watchdog_minutes"];
     let words = ["title", "evidence", "base", "data.workers", "data.broken", "run.recompute"];
     saving.contains(&key) || words.contains(&key)
 }

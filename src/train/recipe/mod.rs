@@ -7,6 +7,8 @@ mod difference;
 mod embedded;
 mod load;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{AttentionRows, Initialise, Method, StepSettings, Target};
@@ -102,6 +104,21 @@ pub struct RunSettings {
     pub keep_last: usize,
     /// A checkpoint at a multiple of this many updates stays for good; 0 for none.
     pub keep_steps: u64,
+    /// A run in which no micro-batch ends for so many minutes, and for 50 times what one takes, is reported as stalled; 0 for
+    /// never. Recipes of older runs do not say it.
+    #[serde(default = "RunSettings::usual_watchdog")]
+    pub watchdog_minutes: f64,
+}
+
+impl RunSettings {
+    fn usual_watchdog() -> f64 {
+        30.0
+    }
+
+    /// After how long, at the least, a run stands still; `None` where nobody watches.
+    pub fn watchdog(&self) -> Option<Duration> {
+        (self.watchdog_minutes > 0.0).then(|| Duration::from_secs_f64(60.0 * self.watchdog_minutes))
+    }
 }
 
 /// What activations are computed in.
@@ -191,7 +208,8 @@ impl Recipe {
         let run = &self.run;
         positive("run.save_steps", run.save_steps as f64)?;
         positive("run.save_minutes", run.save_minutes as f64)?;
-        positive("run.keep_last", run.keep_last as f64)
+        positive("run.keep_last", run.keep_last as f64)?;
+        within("run.watchdog_minutes", run.watchdog_minutes, 0.0, 1e6)
     }
 
     fn validate_student(&self) -> Result<(), String> {

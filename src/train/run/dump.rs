@@ -7,6 +7,7 @@
 //! ```
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -19,7 +20,7 @@ use super::{checkpoint, result, state};
 use crate::model::{Canonical, Weights};
 use crate::staged::StagedDir;
 use crate::train::distributed::{Place, World};
-use crate::train::{MicroBatch, Recipe, Step, StepError};
+use crate::train::{MicroBatch, Phase, Recipe, Step, StepError};
 
 const ABOUT: &str = "dump.json";
 
@@ -85,11 +86,18 @@ impl Replay {
     }
 }
 
-/// Runs the update of the dump `path` again, with the base where it was, or with `base`.
+/// Runs the update of the dump `path` again, with the base where it was, or with `base`. `hear` is told what the update is at,
+/// and may end it.
 ///
 /// # Errors
-/// [`RunError::Invalid`] for what is no dump, [`RunError::Other`] for another base; what the update itself refuses.
-pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<Replay, RunError> {
+/// [`RunError::Invalid`] for what is no dump, [`RunError::Other`] for another base; what the update itself refuses;
+/// [`StepError::Interrupted`].
+pub fn replay(
+    path: &Path,
+    base: Option<Canonical>,
+    device: &Device,
+    hear: &mut (dyn FnMut(Phase) -> ControlFlow<()> + Send),
+) -> Result<Replay, RunError> {
     let invalid = |file: PathBuf| move |reason: String| RunError::Invalid { path: file.display().to_string(), reason };
     let about = path.join(ABOUT);
     let text = std::fs::read(&about).map_err(RunError::io("read", &about))?;
@@ -119,9 +127,9 @@ pub fn replay(path: &Path, base: Option<Canonical>, device: &Device) -> Result<R
         let file = path.join(batch_file(at));
         let weights = Weights::open(&file)?;
         let read = |what: &str| state::read(&weights, what).map_err(invalid(file.clone()));
-        update.add(&MicroBatch { images: read("images")?, noise: read("noise")?, count: samples.len() })?;
+        update.add(&MicroBatch { images: read("images")?, noise: read("noise")?, count: samples.len() }, hear)?;
     }
-    let (is, loss) = match update.finish(about.lr) {
+    let (is, loss) = match update.finish(about.lr, hear) {
         Ok(report) => (None, Some(report.loss)),
         Err(StepError::NonFinite { term, .. }) => (Some(term), None),
         Err(error) => return Err(error.into()),

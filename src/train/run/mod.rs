@@ -23,13 +23,14 @@ mod start;
 mod state;
 mod summary;
 mod trainer;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use candle_core::Device;
 
-use super::{Recipe, StepRecord};
+use super::{Phase, Recipe, StepRecord};
 use crate::data::{Broken, ScanEvent};
 use crate::model::Canonical;
 use crate::zoo::TecDefaults;
@@ -42,6 +43,7 @@ pub use folder::{BaseFile, EarlierData, RunFile, Started, started_recipe, starte
 pub use model::{CheckpointModel, RunModel, is_run};
 pub use summary::Summary;
 pub use trainer::pretrain;
+pub use watchdog::Stall;
 
 /// A pretraining to run.
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl Base {
     }
 }
 
-/// What a run tells while it goes.
+/// What a run tells while it goes. The answer decides whether it goes on; see [`pretrain`].
 #[derive(Debug, Clone, Copy)]
 pub enum News<'a> {
     /// The images are being looked for.
@@ -135,6 +137,20 @@ pub enum News<'a> {
     },
     /// An image cannot be used; another one took its place.
     Broken(&'a Broken),
+    /// The run goes on to its next piece of work: the next block of a pass, at the latest. Said often, so that whoever listens
+    /// can end the run soon.
+    Working(Phase),
+    /// The gradients of a micro-batch are there.
+    MicroBatch {
+        /// The update they belong to, from 1.
+        step: u64,
+        /// Micro-batches of this update done.
+        done: usize,
+        /// Micro-batches of an update.
+        of: usize,
+        /// How long the rest of the run will take.
+        left: Duration,
+    },
     /// An update was made.
     Step {
         /// What happened in it.
@@ -154,20 +170,11 @@ pub enum News<'a> {
 pub enum End {
     /// All updates are made and the model is written, by rank 0, which alone has the summary.
     Finished(Option<Box<Summary>>),
-    /// It was asked to stop, and saved first.
+    /// It was asked to stop, and saved first. What was done of an update was dropped.
     Stopped {
         /// Updates done.
         step: u64,
         /// Updates in all.
         steps: u64,
     },
-}
-
-/// Who follows a run.
-pub trait Watch {
-    /// Something happened.
-    fn hear(&mut self, news: News<'_>);
-
-    /// Whether the run should stop; it does after the update it is at, with a checkpoint.
-    fn stop(&self) -> bool;
 }

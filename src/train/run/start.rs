@@ -7,7 +7,8 @@ use super::checkpoint::{self, Belongs, Checkpoint};
 use super::error::RunError;
 use super::folder::{EarlierData, Folder, RunFile, Started, started_recipe, started_run};
 use super::images::Known;
-use super::{News, Pretraining, Watch};
+use super::trainer::Reporter;
+use super::{News, Pretraining};
 use crate::data::DataDigest;
 use crate::train::Recipe;
 use crate::train::distributed::World;
@@ -18,15 +19,15 @@ pub(super) fn continued(
     recipe: &Recipe,
     about: &mut RunFile,
     world: &World,
-    watch: &mut dyn Watch,
+    report: &mut Reporter<'_>,
 ) -> Result<(Option<Folder>, Option<Checkpoint>), RunError> {
     const NONE: u64 = u64::MAX;
     let (mut folder, mut from) = (None, None);
     if world.rank() == 0 {
         let claimed = Folder::claim(&settings.out, settings.resume)?;
         let allowed = settings.allow_other_data;
-        let left = refuse_another(&claimed, recipe, about, allowed, watch)?;
-        let mut damaged = |path: &Path, reason: &str| watch.hear(News::Damaged { path, reason });
+        let left = refuse_another(&claimed, recipe, about, allowed, report)?;
+        let mut damaged = |path: &Path, reason: &str| report.say(News::Damaged { path, reason });
         let (newest, useless) = checkpoint::newest(&claimed.checkpoints(), &mut damaged)?;
         if let Some(checkpoint) = newest {
             refuse_another_checkpoint(&checkpoint.belongs, &claimed, recipe, about, allowed)?;
@@ -70,20 +71,20 @@ fn refuse_another(
     recipe: &Recipe,
     about: &mut RunFile,
     allowed: bool,
-    watch: &mut dyn Watch,
+    report: &mut Reporter<'_>,
 ) -> Result<Option<EarlierData>, RunError> {
     if let Some(was) = started_recipe(folder.path())? {
         refuse_recipe(folder, &was, recipe)?;
     }
     let Some(Started { run: was, damaged }) = started_run(folder.path())? else { return Ok(None) };
     if let Some(reason) = damaged {
-        watch.hear(News::DamagedRecord { path: &folder.file(Folder::RUN), reason: &reason });
+        report.say(News::DamagedRecord { path: &folder.file(Folder::RUN), reason: &reason });
     }
     let sha256 = |run: &RunFile| run.base.as_ref().map(|base| base.sha256.clone());
     refuse_base(folder, sha256(&was), sha256(about))?;
     let other = refuse_data(folder, was.known(), about, allowed)?;
     if was.digest.is_none() {
-        watch.hear(News::UnknownData { images: was.images });
+        report.say(News::UnknownData { images: was.images });
     }
     about.earlier_data = was.earlier_data;
     Ok(other.then_some(EarlierData { until: 0, data: was.data, images: was.images, digest: was.digest }))

@@ -2,8 +2,10 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use candle_core::Device;
 
 use super::base::{keep, kept_base};
 use super::begin::Beginning;
@@ -18,43 +20,57 @@ use super::model::{self, CheckpointModel};
 use super::result;
 use super::start::continued;
 use super::summary::{Summary, peak_memory};
-use super::{Base, End, News, Pretraining, Watch};
+use super::watchdog::{Pulse, Stall, watch};
+use super::{Base, End, News, Pretraining};
 use crate::data::{Augment, DataError, Dataset, Loader, LoaderSettings, Share, TrainBatch};
 use crate::model::ModelConfig;
 use crate::train::distributed::World;
-use crate::train::{MicroBatch, Recipe, Schedule, Step, StepError, StepRecord, StepReport};
+use crate::train::{MicroBatch, Phase, Recipe, Schedule, Step, StepError, StepRecord, StepReport};
 
 /// Names of an update's images an error shows; the dump has all of them.
 const SHOWN: usize = 4;
 
+/// How long a wait lasts before the listener is asked whether to go on waiting.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Runs, or continues, a pretraining to its end.
+///
+/// `hear` is told what happens, at every block of every pass at the latest, on whatever thread it happens. Where it breaks
+/// off, the run drops what it has of an update, saves, and returns [`End::Stopped`]; of several processes all do so, at the
+/// end of the micro-batch they are at (on GPUs: of the update).
+///
+/// `stalled` is told, from a thread of its own, when the run stands still (`run.watchdog_minutes`). Nothing ends by itself then;
+/// the newest checkpoint is whole.
 ///
 /// # Errors
 /// [`RunError`]; nothing is half-written then, and the newest checkpoint is whole. One of several processes must then end
 /// the others ([`World::abort`]): they wait for it.
-pub fn pretrain(settings: &Pretraining, world: &World, watch: &mut dyn Watch) -> Result<End, RunError> {
+pub fn pretrain(
+    settings: &Pretraining,
+    world: &World,
+    hear: &mut (dyn FnMut(News<'_>) -> ControlFlow<()> + Send),
+    stalled: &(dyn Fn(&Stall) + Sync),
+) -> Result<End, RunError> {
     let recipe = resolved(settings)?;
-    let images = Images::find(&settings.data, &settings.out, settings.resume, &mut |event| {
-        watch.hear(News::Scan(event));
-        if watch.stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    let pulse = Pulse::new();
+    let mut report = Reporter { hear, pulse: &pulse, alone: world.size() == 1, asked: false };
+    let images =
+        Images::find(&settings.data, &settings.out, settings.resume, &mut |event| (report.hear)(News::Scan(event)))?;
     let dataset = &images.dataset;
     let schedule = Schedule::new(&recipe, dataset.len()).ok_or_else(|| RunError::TooFew {
         data: settings.data.display().to_string(),
         images: dataset.len(),
         batch: recipe.optimizer.batch,
     })?;
-    let mut trainer = Trainer::new(settings, &recipe, schedule, images, world, watch)?;
-    let ended = trainer.run(watch);
-    if let Err(RunError::Data(_)) = ended {
-        // The weights are good, whatever became of the images. Should this fail too, the first reason is the one to tell.
-        let saved = trainer.save(watch);
-        drop(saved);
-    }
-    if !ended? {
-        return Ok(End::Stopped { step: trainer.done, steps: schedule.steps() });
-    }
-    Ok(End::Finished(trainer.finish()?.map(Box::new)))
+    let trainer = Trainer::new(settings, &recipe, schedule, images, world, &mut report)?;
+    let Some(least) = recipe.run.watchdog() else { return trainer.to_the_end(&mut report) };
+    let (pulse, loader) = (&pulse, trainer.loader.activity());
+    std::thread::scope(|scope| {
+        // Hung up, however the run ends.
+        let (_running, ended) = mpsc::channel();
+        scope.spawn(move || watch(pulse, least, &loader, &ended, stalled));
+        trainer.to_the_end(&mut report)
+    })
 }
 
 /// The recipe with k and τ, refused where the method lacks what it needs.
@@ -63,6 +79,40 @@ fn resolved(settings: &Pretraining) -> Result<Recipe, RunError> {
         return Err(RunError::NoBase);
     }
     settings.recipe.resolved(settings.base.as_ref().and_then(|base| base.tec)).ok_or(RunError::NoTecSettings)
+}
+
+/// Says what happens, to the listener and to the watchdog.
+pub(super) struct Reporter<'r> {
+    hear: &'r mut (dyn FnMut(News<'_>) -> ControlFlow<()> + Send),
+    pulse: &'r Pulse,
+    /// Whether there are no other processes.
+    alone: bool,
+    /// Whether the listener broke off.
+    asked: bool,
+}
+
+impl Reporter<'_> {
+    pub(super) fn say(&mut self, news: News<'_>) {
+        self.pulse.telling(true);
+        self.asked |= (self.hear)(news).is_break();
+        self.pulse.telling(false);
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.pulse.enter(phase);
+        self.say(News::Working(phase));
+    }
+
+    /// Breaks where the run is to stop at once.
+    fn working(&mut self, phase: Phase) -> ControlFlow<()> {
+        self.enter(phase);
+        if self.must_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Of several processes, none may stop alone: the others would wait for it.
+    fn must_stop(&self) -> bool {
+        self.asked && self.alone
+    }
 }
 
 struct Trainer<'a> {
@@ -81,6 +131,7 @@ struct Trainer<'a> {
     loading: LoaderSettings,
     loader: Loader,
     step: Step<'a>,
+    device: &'a Device,
     /// Updates done.
     done: u64,
     /// Broken images before this process started, and up to now, over all processes.
@@ -118,7 +169,7 @@ impl<'a> Trainer<'a> {
         schedule: Schedule,
         Images { dataset, digest }: Images,
         world: &'a World,
-        watch: &mut dyn Watch,
+        report: &mut Reporter<'_>,
     ) -> Result<Self, RunError> {
         let base = settings.base.as_ref();
         let images = dataset.len();
@@ -133,7 +184,7 @@ impl<'a> Trainer<'a> {
             earlier_data: Vec::new(),
             branch: None,
         };
-        let (folder, from) = continued(settings, recipe, &mut about, world, watch)?;
+        let (folder, from) = continued(settings, recipe, &mut about, world, report)?;
         let mut step =
             Step::new(base.map(|base| &base.model), &recipe.student, recipe.step_settings(), &settings.device)?;
         let beginning = Beginning::of(settings, recipe, &schedule, from, &mut step, dataset.damaged().len() as u64)?;
@@ -156,15 +207,15 @@ impl<'a> Trainer<'a> {
         };
         let loader = Loader::new(dataset.clone(), loading.clone(), start)?;
         let path = saved.as_ref().map(|(_, path)| path.clone());
-        watch.hear(News::Started { done, steps: schedule.steps(), images, from: path.as_deref() });
+        report.say(News::Started { done, steps: schedule.steps(), images, from: path.as_deref() });
         if let (Some(from), Some((their_epoch, afresh))) = (&about.branch, &branched) {
             let (epoch, lr) = (schedule.epoch(done), schedule.lr(done));
-            watch.hear(News::Branched { from, their_epoch: *their_epoch, epoch, lr, afresh });
+            report.say(News::Branched { from, their_epoch: *their_epoch, epoch, lr, afresh });
         }
         let (mut desk, mut last_epoch) = (None, Vec::new());
         if let Some(folder) = folder {
             let room = Room::of(&folder, &recipe.run, &step, [done, schedule.steps()], kept_base(base))?;
-            watch.hear(News::Disk(room));
+            report.say(News::Disk(room));
             room.suffices(&folder)?;
             let (opened, kept) = Desk::open(folder, recipe, &about, saved, now())?;
             dataset.keep(&settings.data, &opened.folder.file(Folder::SCAN))?;
@@ -187,6 +238,7 @@ impl<'a> Trainer<'a> {
             loading,
             loader,
             step,
+            device: &settings.device,
             done,
             skipped_before: skipped,
             skipped,
@@ -196,37 +248,56 @@ impl<'a> Trainer<'a> {
         };
         if branched.is_some() {
             // From here on the parent may go.
-            trainer.save(watch)?;
+            trainer.save(report)?;
         }
         Ok(trainer)
     }
 
+    fn to_the_end(mut self, report: &mut Reporter<'_>) -> Result<End, RunError> {
+        let ended = self.run(report);
+        if let Err(RunError::Data(_)) = ended {
+            // The weights are good, whatever became of the images. Should this fail too, the first reason is the one to tell.
+            let saved = self.save(report);
+            drop(saved);
+        }
+        if !ended? {
+            return Ok(End::Stopped { step: self.done, steps: self.schedule.steps() });
+        }
+        report.enter(Phase::Finishing);
+        Ok(End::Finished(self.finish()?.map(Box::new)))
+    }
+
     /// Makes the updates that are left; false when asked to stop before the last.
-    fn run(&mut self, watch: &mut dyn Watch) -> Result<bool, RunError> {
+    fn run(&mut self, report: &mut Reporter<'_>) -> Result<bool, RunError> {
         let steps = self.schedule.steps();
         while self.done < steps {
             let started = Instant::now();
             let lr = self.schedule.lr(self.done);
-            let (made, report) = self.update(lr)?;
-            let report = match report {
+            let Some((made, outcome)) = self.update(lr, report)? else {
+                self.save(report)?;
+                return Ok(false);
+            };
+            let outcome = match outcome {
                 Err(StepError::NonFinite { term, value, step }) => return Err(self.dump(made, lr, term, value, step)),
-                report => report?,
+                outcome => outcome?,
             };
             // What the processes must agree on: whether any was asked to stop, and counts of all.
-            let mut shared = [f64::from(watch.stop()), self.loader.broken().len() as f64];
+            let mut shared = [f64::from(report.asked), self.loader.broken().len() as f64];
             self.world.sum(&mut shared)?;
-            let stop = shared[0] > 0.0;
             self.skipped = self.skipped_before + shared[1] as u64;
 
-            let record = self.record(&report, lr, started, made.waited)?;
+            report.enter(Phase::Recording);
+            let record = self.record(&outcome, lr, started, made.waited)?;
             for broken in &self.loader.broken()[self.told..] {
-                watch.hear(News::Broken(broken));
+                report.say(News::Broken(broken));
             }
             self.told = self.loader.broken().len();
-            watch.hear(News::Step { record: &record, left: self.left() });
+            report.say(News::Step { record: &record, left: self.left().unwrap_or_default() });
+            report.pulse.mark();
+            let stop = shared[0] > 0.0 || report.must_stop();
             let due = self.desk.as_ref().is_some_and(|desk| desk.is_due(&self.recipe.run, self.done));
             if stop || due || self.done == steps {
-                self.save(watch)?;
+                self.save(report)?;
             }
             if stop && self.done < steps {
                 return Ok(false);
@@ -235,24 +306,60 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// Makes the next update, each micro-batch as it is ready.
-    fn update(&mut self, lr: f64) -> Result<(Made, Result<StepReport, StepError>), RunError> {
+    /// Makes the next update, each micro-batch as it is ready; none when asked to stop before it was made.
+    fn update(
+        &mut self,
+        lr: f64,
+        report: &mut Reporter<'_>,
+    ) -> Result<Option<(Made, Result<StepReport, StepError>)>, RunError> {
+        let (step, of, started) = (self.done + 1, self.micro_batches, Instant::now());
+        let (left, updates) = (self.left(), (self.schedule.steps() - self.done) as f64);
         let mut made = Made::default();
-        let mut update = self.step.update(self.micro_batches, self.world)?;
-        for _ in 0..self.micro_batches {
+        let mut update = self.step.update(of, self.world)?;
+        for at in 0..of {
+            report.pulse.begin(step, at, of);
+            // Between GPUs, asking would make each of them wait for the host.
+            if at > 0 && !report.alone && self.device.is_cpu() {
+                let mut asked = [f64::from(report.asked)];
+                self.world.sum(&mut asked)?;
+                if asked[0] > 0.0 {
+                    return Ok(None);
+                }
+            }
+            let waiting = Instant::now();
+            loop {
+                if report.working(Phase::Loading).is_break() {
+                    return Ok(None);
+                }
+                if self.loader.wait(LOOK) {
+                    break;
+                }
+            }
             let Some(batch) = self.loader.next().transpose()? else {
-                return Err(RunError::Ended { step: self.done + 1 });
+                return Err(RunError::Ended { step });
             };
-            let TrainBatch { position, images, noise, samples, names, waited } = batch;
+            made.waited += waiting.elapsed();
+            let TrainBatch { position, images, noise, samples, names, .. } = batch;
             let batch = MicroBatch { count: samples.len(), images, noise };
-            update.add(&batch)?;
+            match update.add(&batch, &mut |phase| report.working(phase)) {
+                Err(StepError::Interrupted) => return Ok(None),
+                added => added?,
+            }
             self.loader.recycle(batch.images, batch.noise);
-            made.waited += waited;
             made.epoch = position.epoch;
             made.samples.push(samples);
             made.names.push(names);
+            let each = report.pulse.end();
+            let left = match left {
+                Some(left) => left.saturating_sub(started.elapsed()),
+                None => seconds(each.as_secs_f64() * (updates * of as f64 - (at + 1) as f64)),
+            };
+            report.say(News::MicroBatch { step, done: at + 1, of, left });
         }
-        Ok((made, update.finish(lr)))
+        match update.finish(lr, &mut |phase| report.working(phase)) {
+            Err(StepError::Interrupted) => Ok(None),
+            outcome => Ok(Some((made, outcome))),
+        }
     }
 
     /// Counts the update and writes it down.
@@ -295,9 +402,10 @@ impl<'a> Trainer<'a> {
         Ok(record)
     }
 
-    fn left(&self) -> Duration {
-        let each = self.trained.time.as_secs_f64() / self.trained.steps.max(1) as f64;
-        Duration::try_from_secs_f64(each * (self.schedule.steps() - self.done) as f64).unwrap_or(Duration::MAX)
+    /// How long the updates that are left will take, by those that this process made.
+    fn left(&self) -> Option<Duration> {
+        let each = self.trained.time.as_secs_f64() / self.trained.steps as f64;
+        (self.trained.steps > 0).then(|| seconds(each * (self.schedule.steps() - self.done) as f64))
     }
 
     fn belongs(&self) -> Belongs {
@@ -313,14 +421,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// Writes a checkpoint, on rank 0.
-    fn save(&mut self, watch: &mut dyn Watch) -> Result<(), RunError> {
+    fn save(&mut self, report: &mut Reporter<'_>) -> Result<(), RunError> {
+        report.enter(Phase::Saving);
         let belongs = self.belongs();
         let Some(desk) = &mut self.desk else { return Ok(()) };
         // Weights that lack the share of a process that is gone must not become a checkpoint.
         self.world.alive()?;
         if let Some(path) = desk.save(&self.recipe.run, belongs, &self.step)? {
-            watch.hear(News::Saved { path });
+            report.say(News::Saved { path });
         }
+        report.pulse.mark();
         Ok(())
     }
 
@@ -440,6 +550,10 @@ fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> 
         prefetch: 2 + workers.div_ceil(batch),
         broken_limit: data.broken,
     }
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 /// Seconds since 1970.

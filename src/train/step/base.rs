@@ -5,6 +5,7 @@ use candle_core::{D, DType, Device, Tensor};
 use super::super::{AttentionRows, Method, Normalise, Target};
 use super::error::StepError;
 use super::kernel;
+use super::phase::{Listener, Phase, enter};
 use crate::kernels::{Axis, Eager, KernelError, RowLogits, normalise, sum};
 use crate::model::position::{Matrix, resample_matrices};
 use crate::model::{Canonical, Resample, Vit, VitConfig};
@@ -79,7 +80,7 @@ impl<'b> Base<'b> {
     }
 
     /// Targets for the student's images (B, 3, H, W).
-    pub(super) fn targets(&mut self, images: &Tensor) -> Result<Targets, StepError> {
+    pub(super) fn targets(&mut self, images: &Tensor, hear: &mut Listener<'_>) -> Result<Targets, StepError> {
         let images = match &self.resize {
             None => images.clone(),
             Some([down, across]) => kernel("resize for the base", || {
@@ -92,6 +93,7 @@ impl<'b> Base<'b> {
         let mut last: Vec<Tensor> = Vec::new();
         let mut qkv = None;
         for i in 0..self.vit.depth {
+            enter(Phase::Base { block: i, of: self.vit.depth }, hear)?;
             let (y, block_qkv) = vit.block_at(&mut self.ops, &x, &format!("blocks.{i}"))?;
             x = y;
             if i + self.last_blocks >= self.vit.depth {

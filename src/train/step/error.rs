@@ -42,6 +42,9 @@ pub enum StepError {
         /// The update, counted from 1.
         step: u64,
     },
+    /// The listener ended the update; no weight was changed.
+    #[error("the update was interrupted; no weight was changed")]
+    Interrupted,
     /// A parameter takes no part in the loss.
     #[error("`{name}` has a gradient of zero in the first update: it would never be trained")]
     NoGradient {

@@ -6,12 +6,13 @@ mod base;
 mod error;
 mod initial;
 mod mask;
+mod phase;
 mod student;
 mod token;
 mod update;
 mod worker;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
@@ -28,6 +29,8 @@ use crate::model::{
 use base::{Base, Targets};
 pub use error::StepError;
 use mask::Mask;
+pub use phase::Phase;
+use phase::{Listener, enter};
 use student::{Predicted, Student};
 pub(super) use token::merged_class_token;
 pub use update::Update;
@@ -208,9 +211,9 @@ impl<'b> Step<'b> {
     pub fn run(&mut self, batches: &[MicroBatch], lr: f64, world: &World) -> Result<StepReport, StepError> {
         let mut update = self.update(batches.len(), world)?;
         for batch in batches {
-            update.add(batch)?;
+            update.add(batch, &mut |_| ControlFlow::Continue(()))?;
         }
-        update.finish(lr)
+        update.finish(lr, &mut |_| ControlFlow::Continue(()))
     }
 
     /// Begins an update from `micro_batches` micro-batches of this process, and as many of every other of `world`.
@@ -249,6 +252,7 @@ impl<'b> Step<'b> {
         weight: f64,
         written: &mut [bool],
         finished: &mut dyn FnMut(usize),
+        hear: &mut Listener<'_>,
     ) -> Result<(Terms, Intermediates), StepError> {
         let [height, width] = self.student.vit.image_size;
         let patches_each = self.student.vit.patches();
@@ -261,12 +265,13 @@ impl<'b> Step<'b> {
         let mask = Mask::new(&batch.noise, patches_each, kept);
         let images = kernel("batch", || Tensor::from_slice(&batch.images, (count, 3, height, width), &self.device))?;
         let targets = match &mut self.base {
-            Some(base) => base.targets(&images)?,
+            Some(base) => base.targets(&images, hear)?,
             None => Targets { features: Some(self.pixels(&images)?), attention: None },
         };
 
         let mut tape = Tape::new(&self.parameters);
-        let pass = self.student.predict(&mut tape, &images, &mask, self.settings.recompute)?;
+        let pass = self.student.predict(&mut tape, &images, &mask, self.settings.recompute, hear)?;
+        enter(Phase::Losses, hear)?;
         let mut terms = Terms::default();
         if let (Some(prediction), Some(target)) = (pass.feature, &targets.features) {
             let target = kernel("targets of hidden patches", || hidden_patches(target, &mask.restore))?;
@@ -293,8 +298,10 @@ impl<'b> Step<'b> {
             feature_prediction: pass.feature.map(|var| tape.value(var).clone()),
             attention_prediction: attention_prediction.map(|var| tape.value(var).clone()),
         };
-        tape.backward(written, finished)?;
-        Ok((terms, intermediates))
+        match tape.backward(written, finished, &mut |left| hear(Phase::Backward { left }))? {
+            ControlFlow::Continue(()) => Ok((terms, intermediates)),
+            ControlFlow::Break(()) => Err(StepError::Interrupted),
+        }
     }
 
     /// MAE's own target: the pixels of each patch (B, L, p·p·3), row, column, channel, normalised patch by patch when the

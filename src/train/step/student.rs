@@ -10,6 +10,7 @@ use super::super::{Method, Target};
 use super::error::StepError;
 use super::kernel;
 use super::mask::Mask;
+use super::phase::{Listener, Phase, enter};
 use super::token::class_token;
 use crate::kernels::{Restore, RowLogits, Tape, Var, patches};
 use crate::model::{
@@ -178,12 +179,14 @@ impl Student {
         images: &Tensor,
         mask: &Mask,
         recompute: bool,
+        hear: &mut Listener<'_>,
     ) -> Result<Pass, StepError> {
         let vit = Vit::new(&self.vit);
         let again = recompute.then(|| (Rc::new(self.vit.clone()), Rc::new(self.decoder.clone())));
         let mut x = self.embed(tape, images, mask)?;
         let mut blocks = Vec::with_capacity(self.vit.depth);
         for i in 0..self.vit.depth {
+            enter(Phase::Student { block: i, of: self.vit.depth }, hear)?;
             x = match &again {
                 None => tape.block(x, &self.vit, &format!("blocks.{i}"), None)?,
                 Some((vit, _)) => tape.recomputed_block(x, vit, &format!("blocks.{i}"), None)?,
@@ -197,7 +200,7 @@ impl Student {
         };
         let decoder = again.map(|(_, decoder)| decoder);
         let mut decode = |head: &Option<Head>| {
-            head.map(|head| self.decode(tape, latent, head, &mask.restore, decoder.as_ref())).transpose()
+            head.map(|head| self.decode(tape, latent, head, &mask.restore, decoder.as_ref(), hear)).transpose()
         };
         Ok(Pass { latent, feature: decode(&self.feature)?, attention: decode(&self.attention)? })
     }
@@ -232,11 +235,13 @@ impl Student {
         head: Head,
         restore: &Rc<Restore>,
         again: Option<&Rc<VitConfig>>,
+        hear: &mut Listener<'_>,
     ) -> Result<Var, StepError> {
         let name = |part: &str| format!("{}{part}", head.prefix);
         let x = tape.linear(&latent, &name("decoder_embed"))?;
         let mut x = tape.unshuffle(x, &name("mask_token"), "decoder_pos_embed", restore)?;
         for i in 0..self.decoder.depth {
+            enter(Phase::Decoder { block: i, of: self.decoder.depth }, hear)?;
             let prefix = format!("decoder_blocks.{i}");
             let hidden = (head.hidden && i + 1 == self.decoder.depth).then_some(restore);
             x = match again {

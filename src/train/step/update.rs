@@ -1,7 +1,10 @@
 //! An update in the making: micro-batches come one at a time, so that memory for one of them is enough.
 
+use std::ops::ControlFlow;
+
 use candle_core::Tensor;
 
+use super::phase::{Phase, enter};
 use super::worker::on_a_worker;
 use super::{Intermediates, MicroBatch, Step, StepError, StepReport, Terms, kernel};
 use crate::kernels::norm;
@@ -21,11 +24,16 @@ pub struct Update<'s, 'b, 'w> {
 
 impl Update<'_, '_, '_> {
     /// Adds the gradients of `batch`. With the last one, what is done is sent to the other processes while the rest is
-    /// computed.
+    /// computed. `hear` is told what the pass is at, at every block, and may end the update.
     ///
     /// # Errors
-    /// [`StepError::Batch`]; one more than was announced; the other processes cannot be reached.
-    pub fn add(&mut self, batch: &MicroBatch) -> Result<(), StepError> {
+    /// [`StepError::Batch`]; one more than was announced; the other processes cannot be reached; [`StepError::Interrupted`]
+    /// where `hear` ended it: what is left to do with the update then is to drop it.
+    pub fn add(
+        &mut self,
+        batch: &MicroBatch,
+        hear: &mut (dyn FnMut(Phase) -> ControlFlow<()> + Send),
+    ) -> Result<(), StepError> {
         if self.passes.len() == self.micro_batches {
             return Err(self.miscounted(self.micro_batches + 1));
         }
@@ -34,13 +42,14 @@ impl Update<'_, '_, '_> {
         let (step, written, sum) = (&mut *self.step, &mut self.written, &mut self.sum);
         let mut lost = None;
         let (terms, seen) = on_a_worker(&step.device.clone(), || {
-            step.pass(batch, weight, written, &mut |from| {
+            let mut finished = |from| {
                 if let (true, Some(sum)) = (last, &mut *sum)
                     && let Err(error) = sum.start(from)
                 {
                     lost.get_or_insert(error);
                 }
-            })
+            };
+            step.pass(batch, weight, written, &mut finished, hear)
         })?;
         if let Some(error) = lost {
             return Err(error.into());
@@ -50,13 +59,20 @@ impl Update<'_, '_, '_> {
         Ok(())
     }
 
-    /// Moves the weights, with learning rate `lr`. Every process makes the same update, and reports the same.
+    /// Moves the weights, with learning rate `lr`. Every process makes the same update, and reports the same. `hear` is told
+    /// what is done, and may end the update before the weights move.
     ///
     /// # Errors
     /// [`StepError::NonFinite`] before anything is changed; [`StepError::NoGradient`] in the first update; fewer micro-batches
-    /// than were announced.
-    pub fn finish(mut self, lr: f64) -> Result<StepReport, StepError> {
+    /// than were announced; [`StepError::Interrupted`].
+    pub fn finish(
+        mut self,
+        lr: f64,
+        hear: &mut (dyn FnMut(Phase) -> ControlFlow<()> + Send),
+    ) -> Result<StepReport, StepError> {
+        enter(Phase::Reduction, hear)?;
         let report = self.sum()?;
+        enter(Phase::Optimizer, hear)?;
         let step = self.step;
         let settings = step.settings.adamw;
         step.updates.iter_mut().for_each(|updates| *updates += 1);
