@@ -7,7 +7,7 @@ mod kill;
 mod model;
 mod random;
 mod remote;
-mod server;
+pub(crate) mod server;
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -1,7 +1,10 @@
 //! The program never waits for nothing, and stops when it is told to: each command is sent the signal at several moments,
 //! answers, ends, and leaves nothing half-written.
 
-use std::path::Path;
+mod models;
+mod network;
+
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,6 +36,10 @@ fn program(folder: &Path) -> Command {
 fn surroundings(command: &mut Command, folder: &Path) {
     command.current_dir(folder).env("TEC_ZOO_HOME", folder.join("home")).env_remove("NO_COLOR");
     command.env("TORCH_HOME", folder.join("none")).env("HF_HOME", folder.join("none"));
+    // What is thrown away at the end is looked for as well.
+    let temporary = folder.join("tmp");
+    std::fs::create_dir_all(&temporary).unwrap();
+    command.env("TMPDIR", temporary);
     command.stdin(Stdio::null()).stdout(Stdio::null());
 }
 
@@ -66,7 +73,88 @@ impl Run {
     }
 }
 
+/// Where a program's words go.
 const STDERR: &str = "stderr.txt";
+
+/// What tells that a program is where it is to be interrupted: its folder, and what it said so far.
+type Ready<'a> = &'a dyn Fn(&Path, &str) -> bool;
+
+/// A moment of a command at which it is told to stop.
+struct Moment<'a> {
+    /// What it is called with; paths are of its own folder.
+    arguments: &'a [&'a str],
+    /// From when on.
+    ready: Ready<'a>,
+    /// So long after that.
+    later: Duration,
+}
+
+/// Starts the command in a folder that `prepare` has furnished, tells it to stop at the moment, and judges how it ends: it
+/// answers, ends in time with 130 and leaves nothing half-written. `None` when it was done before; otherwise what it said.
+fn interrupted(moment: &Moment<'_>, signal: &str, prepare: &dyn Fn(&Path)) -> Option<String> {
+    let Moment { arguments, ready, later } = moment;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path());
+    let mut command = program(folder.path());
+    command.args(*arguments);
+    let before = everything(folder.path());
+    let mut run = Run::start(folder, command);
+    let started = Instant::now();
+    while !(listens(run.child.id()) && ready(run.folder.path(), &run.stderr())) {
+        if run.child.try_wait().unwrap().is_some() {
+            return None;
+        }
+        let waited = started.elapsed();
+        assert!(waited < 12 * BOUND, "{arguments:?} never came to where it is stopped: {}", run.stderr());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(*later);
+    assert!(Command::new("kill").args([signal, &run.child.id().to_string()]).status().unwrap().success());
+    let Ended { code, stderr, took } = run.end(BOUND);
+    let after = everything(run.folder.path());
+    if code != Some(130) {
+        assert!(code == Some(0) || !stderr.contains("stopping"), "{arguments:?} ended with {code:?}: {stderr}");
+        return None;
+    }
+    assert!(stderr.contains("stopping"), "{arguments:?} did not answer {signal}: {stderr}");
+    let resumes = stderr.contains("goes on from here");
+    let kept = |path: &PathBuf| {
+        let extension = path.extension().unwrap_or_default();
+        resumes && (extension == "part" || extension == "journal" || path.to_string_lossy().contains("/blobs/"))
+            || path.ends_with(STDERR)
+            || !path.file_name().unwrap().to_string_lossy().starts_with('.') && path.is_dir()
+            || path.to_string_lossy().contains("/home/fingerprints/")
+    };
+    let left: Vec<&PathBuf> = after.iter().filter(|path| !before.contains(path) && !kept(path)).collect();
+    assert!(left.is_empty(), "{arguments:?} left {left:?} after {took:?}: {stderr}");
+    Some(stderr)
+}
+
+/// Whether the process hears SIGINT: before it does, it just dies, as any program.
+fn listens(process: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{process}/status")) else { return true };
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    caught.is_none_or(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 2 != 0))
+}
+
+/// Every path under `folder`.
+fn everything(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|sort| sort.is_dir()) {
+            found.extend(everything(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+/// Whether `folder` holds something hidden: what is being made there.
+fn hidden(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+}
 
 /// Name of the lock on `what`.
 fn lock_of(what: &str) -> String {

@@ -1,7 +1,6 @@
 //! `tec-zoo demo`: the whole way on data embedded in the program, without a network.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -83,7 +82,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
 
     let model = convert(&folder, &mut steps)?;
     replay(&model, &folder, &mut steps)?;
-    let back = emit(&model, Layout::Timm, None, &folder.join("timm"), &mut |_| ControlFlow::Continue(()))?;
+    let back = emit(&model, Layout::Timm, None, &folder.join("timm"), &mut |_| interrupt::flow())?;
     steps.add("convert --to timm", format!("{} tensors under timm's names", back.tensors), true)?;
     let mut found = exports(&model, &folder, "", &mut steps, output)?;
     let student = pretraining(model, &folder, &mut steps, output)?;
@@ -108,7 +107,7 @@ fn convert(folder: &Path, steps: &mut Steps) -> Result<Canonical> {
     let checkpoint = Checkpoint::from_bytes(NAME, Cow::Borrowed(CHECKPOINT))?;
     let request = Request { heads: Some(HEADS), ..Request::default() };
     let plan = Plan::new(&checkpoint, &request)?;
-    let made = plan.apply(&checkpoint, NAME, &folder.join("model"), &mut |_| ControlFlow::Continue(()))?;
+    let made = plan.apply(&checkpoint, NAME, &folder.join("model"), &mut |_| interrupt::flow())?;
     let tensors: usize = made.files.iter().map(|(_, tensors)| tensors).sum();
     let what = format!("{} keys accounted for, {tensors} tensors kept, class token merged", plan.decisions().len());
     steps.add("convert", what, true)?;

@@ -219,9 +219,12 @@ fn pad(out: &mut impl Write, bytes: u64) -> std::io::Result<()> {
 /// Whether `path` is a bundle, by its first bytes.
 ///
 /// # Errors
-/// [`FetchError::Io`] when it cannot be read.
+/// [`FetchError::Io`] when it cannot be read, or is no file: a pipe would be waited for without end.
 pub fn is_bundle(path: &Path) -> Result<bool, FetchError> {
     let io = || FetchError::io("read", path);
+    if !std::fs::metadata(path).map_err(io())?.is_file() {
+        return Err(io()(std::io::Error::other("it is no file")));
+    }
     let mut start = Vec::new();
     File::open(path).map_err(io())?.take(512).read_to_end(&mut start).map_err(io())?;
     Ok(start.starts_with(format!("{INDEX}\0").as_bytes()) && start.get(257..262) == Some(b"ustar"))

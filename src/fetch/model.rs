@@ -228,11 +228,14 @@ fn from_origin(
             caller.tell(Event::Source { address: address::shown(url) });
             let wanted = Wanted { address: url.clone(), hashes: Vec::new(), bytes: None, pinned: None };
             let blob = download(store, &http, &wanted, manifest.parameters() * 4, options, caller)?;
-            let (hashes, bytes) = hash_file(&blob.path, caller)?;
             let shown = address::shown(url);
             let name = shown.rsplit('/').next().unwrap_or_default();
-            let made = recognise(manifest, &shown, name, &hashes, bytes)
-                .and_then(|source| finish(&Recipe { store, manifest, source, options, pinned: None }, &blob, caller))
+            // Nothing would find the file again.
+            let made = hash_file(&blob.path, caller)
+                .and_then(|(hashes, bytes)| {
+                    let source = recognise(manifest, &shown, name, &hashes, bytes)?;
+                    finish(&Recipe { store, manifest, source, options, pinned: None }, &blob, caller)
+                })
                 .inspect_err(|_| store.discard(&blob.sha256))?;
             Ok(fetched(made, &blob, Some(url)))
         }

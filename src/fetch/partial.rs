@@ -52,6 +52,7 @@ fn convert(
     options: &Options,
     caller: &Caller,
 ) -> Result<Partial, FetchError> {
+    caller.tell(Event::Source { address: address::shown(url) });
     let mut remote = Remote::reach(store, url, options, caller)?;
     let needed = needed(&mut remote, request, caller)?;
     let (fetched, total) = remote.fetched();

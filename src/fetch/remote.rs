@@ -80,7 +80,10 @@ impl<'a> Remote<'a> {
         options: &'a Options,
         events: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Self, FetchError> {
-        attended(events, |caller| Self::reach(store, url, options, caller))
+        attended(events, |caller| {
+            caller.tell(Event::Source { address: address::shown(url) });
+            Self::reach(store, url, options, caller)
+        })
     }
 
     /// [`Remote::open`], within work that has a caller already.
@@ -89,7 +92,6 @@ impl<'a> Remote<'a> {
             return Err(FetchError::Offline { model: address::shown(url) });
         }
         let failed = |failure| source_error(url, failure);
-        caller.tell(Event::Source { address: address::shown(url) });
         let http = Http::new(options).map_err(failed)?;
         let reply = Patience::new(options).repeating(caller, |_| {
             http.get(url, Some((0, 0)), None, caller).map(|reply| (reply.range, reply.encoding, reply.validator))

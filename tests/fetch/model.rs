@@ -55,6 +55,42 @@ fn get(home: &Home, manifest: &Manifest, options: &Options) -> Result<tec_zoo::f
 
 const MAE: &str = "mae_pretrain_vit_tiny.pth";
 
+/// Whatever the caller was told last, the work ends there, and what is left can be taken up.
+#[test]
+fn a_caller_may_stop_at_any_news() {
+    let body = bytes(MAE);
+    let server = serving(body.clone());
+    for hashes in [full(&body), Vec::new()] {
+        let manifest = manifest("mae-vitb", vec![source(server.url(MAE), "mae", hashes.clone())]);
+        let mut stops = 0;
+        loop {
+            let home = Home::new();
+            let (mut heard, mut last) = (0, None);
+            let result = fetch(&home.store, &manifest, &options(), &mut |event| {
+                // Nothing is asked once it was answered with a stop.
+                assert!(heard <= stops, "{event:?} after a stop");
+                heard += usize::from(event != Event::Idle);
+                last = Some(event);
+                if heard > stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            let Err(error) = result else { break };
+            let FetchError::Interrupted { resumes } = error else { panic!("after {last:?}: {error}") };
+            assert_eq!(error.kind(), Kind::Interrupted);
+            assert_eq!(files(&home.path().join("models")), [] as [&str; 0], "after {last:?}");
+            assert_eq!(files(&home.path().join("locks")), [] as [&str; 0], "after {last:?}");
+            let kept = files(&home.path().join("blobs"));
+            assert!(resumes || kept.is_empty(), "after {last:?}: {kept:?} is kept, and nobody finds it again");
+            let (before, again) = (server.sent(), get(&home, &manifest, &options()).unwrap());
+            assert!(!again.cached);
+            let asked = server.sent() - before;
+            // Every question whether the server does ranges is a byte.
+            assert!(!resumes || asked <= body.len() as u64 + 1, "after {last:?}: {asked} bytes were fetched again");
+            stops += 1;
+        }
+        assert!(stops >= 4, "only {stops} moments");
+    }
+}
+
 #[test]
 fn a_model_is_fetched_converted_and_then_there() {
     let body = bytes(MAE);

@@ -3,14 +3,15 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tec_zoo::checkpoint::Checkpoint;
 use tec_zoo::convert::{Request, convert};
-use tec_zoo::fetch::{FetchError, Options, Remote, convert_remote};
+use tec_zoo::fetch::{Event, FetchError, Options, Remote, convert_remote};
 use tec_zoo::model::Canonical;
 
 use super::server::{Answer, Fault, Server};
-use super::{Home, files, go_on, options};
+use super::{Home, files, go_on, hear, options};
 use crate::words::InFull;
 
 fn fixture(name: &str) -> PathBuf {
@@ -71,6 +72,31 @@ fn one_branch_of_a_remote_file_is_bit_for_bit_the_local_one() {
         assert_eq!(config.provenance.source_sha256, "unknown: read in part");
         assert_eq!(config.provenance.source_file, name);
     }
+}
+
+#[test]
+fn a_reading_in_part_tells_how_far_it_is_and_gives_a_drip_up() {
+    let name = "ibot_checkpoint_full.pth";
+    let (server, home, mut events) = (serving(name), Home::new(), Vec::new());
+    let branch = Some("teacher".to_owned());
+    let request = Request { branch, heads: Some(4), ..Request::default() };
+    let out = home.path().join("out");
+    let mut listen = |event| hear(&mut events, event);
+    let made = convert_remote(&home.store, &server.url(name), &out, &request, &options(), &mut listen).unwrap();
+    let progress = Event::Progress { have: made.fetched, total: Some(made.fetched) };
+    assert!(events.contains(&progress), "{events:?}");
+    assert!(events.contains(&Event::InPart { needed: made.fetched, total: made.total }), "{events:?}");
+    assert!(events.iter().any(|event| matches!(event, Event::Retry { .. })), "{events:?}");
+
+    let body = std::fs::read(fixture(name)).unwrap();
+    let drip = Fault::Drip(10, Duration::from_millis(5));
+    let server = Server::start(move |ask| {
+        let answer = Answer::file(ask, &body, "\"d\"");
+        if ask.wants_data() { answer.fault(drip) } else { answer }
+    });
+    let options = Options { retries: 1, ..options() };
+    let error = Remote::open(&home.store, &server.url(name), &options, &mut go_on).err().unwrap();
+    assert!(error.to_string().contains("stalled"), "{error}");
 }
 
 #[test]
