@@ -196,7 +196,8 @@ impl<'a> Http<'a> {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        let response = self.network.wait(caller, request.send())?.map_err(|error| {
+        // Only within the network's thread's context may the request begin.
+        let response = self.network.wait(caller, async { request.send().await })?.map_err(|error| {
             // None of these is better a moment later.
             match error.is_redirect() || error.is_builder() || is_untrusted(&error) {
                 true => Failure::Refused(describe(error)),
