@@ -122,6 +122,8 @@ fn interrupted(moment: &Moment<'_>, signal: &str, prepare: &dyn Fn(&Path)) -> Op
         let extension = path.extension().unwrap_or_default();
         resumes && (extension == "part" || extension == "journal" || ["/blobs/", "/trees/"].iter().any(|kept| path.to_string_lossy().contains(kept)))
             || path.ends_with(STDERR)
+            // ONNX Runtime's own.
+            || path.ends_with(".ses")
             // Whole before the check began that was stopped.
             || stderr.contains("is written, and not checked") && path.ends_with("out.onnx")
             || !path.file_name().unwrap().to_string_lossy().starts_with('.') && path.is_dir()

@@ -60,7 +60,7 @@ impl Big {
     /// The same in the common format.
     fn model(self) -> Self {
         let request = Request { family: Some("timm".into()), heads: Some(12), ..Request::default() };
-        convert(&self.file(), &self.dir(), &request, false, &mut |_| ControlFlow::Continue(())).unwrap();
+        convert(&self.file(), &self.dir(), &request, &mut |_| ControlFlow::Continue(())).unwrap();
         self
     }
 
@@ -72,8 +72,7 @@ impl Big {
     fn bundle(self) -> Self {
         let store = Store::open(&self.folder.path().join("store")).unwrap();
         let models = [("big".to_owned(), self.dir())];
-        bundle(&store, &models, &self.folder.path().join("big.bundle"), false, &mut |_| ControlFlow::Continue(()))
-            .unwrap();
+        bundle(&store, &models, &self.folder.path().join("big.bundle"), &mut |_| ControlFlow::Continue(())).unwrap();
         self
     }
 
