@@ -83,7 +83,7 @@ fn no_text_of_the_library_names_a_flag_or_a_command_or_carries_its_advice() {
 fn no_text_of_the_library_prints_its_source() {
     let found: Vec<String> = library()
         .into_iter()
-        .filter(|(_, literal)| literal.text.contains("{source}"))
+        .filter(|(_, literal)| literal.is_error && literal.text.contains("{source}"))
         .map(|(file, literal)| format!("{file}:{}: {:?}", literal.line, literal.text))
         .collect();
     assert!(found.is_empty(), "a cause is in `source` alone:\n{}", found.join("\n"));

@@ -43,6 +43,8 @@ in_full!(
 );
 #[cfg(feature = "fetch")]
 in_full!(tec_zoo::identify::IdentifyError, tec_zoo::fetch::FetchError);
+#[cfg(feature = "data")]
+in_full!(tec_zoo::data::DataError);
 #[cfg(feature = "candle")]
 in_full!(tec_zoo::kernels::KernelError, tec_zoo::verify::VerifyError);
 #[cfg(feature = "train")]

@@ -148,11 +148,10 @@ impl Dataset {
                     };
                     Err(refused(format!("it holds neither images ({READ_NAMES}) nor .tar shards{unread}")))
                 }
-                (false, false) => Err(refused(format!(
-                    "it holds {} images and {} .tar shards\nhint: name the folder of one or the other",
-                    images.len(),
-                    shards.len()
-                ))),
+                (false, false) => {
+                    let (images, shards) = (images.len() as u64, shards.len() as u64);
+                    Err(DataError::Mixed { path: path.display().to_string(), images, shards })
+                }
             };
         }
         if is_shard(path) {
@@ -349,7 +348,7 @@ impl Search<'_> {
         }
         if shards.passed_over > 0 {
             reason += &format!(
-                "\nhint: {} members have another dot in their name, which makes them parts of a sample, not images",
+                "; {} members have another dot in their name, which makes them parts of a sample, not images",
                 shards.passed_over
             );
         }

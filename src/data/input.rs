@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::formats::{has_extension, is_image};
+use super::formats::{READ_NAMES, has_extension, is_image};
 use super::scan::Listener;
 use super::walk::Walk;
 use crate::destination::DestinationError;
@@ -14,7 +14,7 @@ use crate::hint::Hint;
 #[non_exhaustive]
 pub enum DataError {
     /// The input itself could not be read.
-    #[error("cannot read `{path}`: {source}")]
+    #[error("cannot read `{path}`")]
     Io {
         /// The file or folder.
         path: String,
@@ -25,7 +25,7 @@ pub enum DataError {
     #[error(transparent)]
     Destination(#[from] DestinationError),
     /// The features could not be written.
-    #[error("cannot write `{path}`: {source}")]
+    #[error("cannot write `{path}`")]
     Write {
         /// The file.
         path: String,
@@ -33,9 +33,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// Nothing to do.
-    #[error(
-        "`{path}` names no images\nhint: an image (jpeg, png, webp, bmp, tiff, gif, pnm), a folder of them, a text file with one path a line, or a .safetensors file"
-    )]
+    #[error("`{path}` names no images")]
     Empty {
         /// The input.
         path: String,
@@ -56,13 +54,21 @@ pub enum DataError {
         /// Why not.
         reason: String,
     },
+    /// A folder of both kinds of training data.
+    #[error("cannot train on `{path}`: it holds {} and {shards} .tar shards", counted(*.images))]
+    Mixed {
+        /// The folder.
+        path: String,
+        /// Images in it.
+        images: u64,
+        /// Shards in it.
+        shards: u64,
+    },
     /// Whoever follows a scan asked it to stop.
     #[error("interrupted; nothing was left half-written")]
     Interrupted,
     /// The training data disappeared while it was in use.
-    #[error(
-        "the training data in `{path}` is gone\nhint: is the disk still mounted? A run resumes from its last checkpoint"
-    )]
+    #[error("the training data in `{path}` is gone")]
     Vanished {
         /// Where it was.
         path: String,
@@ -85,6 +91,24 @@ pub enum DataError {
         /// What was asked for.
         what: String,
     },
+    /// The images do not fill one batch.
+    #[error("cannot load a batch of {batch} on each of {processes} processes: there are only {}", counted(*.images))]
+    TooFew {
+        /// Images of a batch.
+        batch: usize,
+        /// Processes that share the data.
+        processes: u64,
+        /// Images there are.
+        images: u64,
+    },
+    /// The position is not within an epoch of these data.
+    #[error("cannot load from batch {batch} of an epoch: it has {batches}")]
+    Beyond {
+        /// The batch to begin with.
+        batch: u64,
+        /// Batches of an epoch.
+        batches: u64,
+    },
     /// A worker thread could not be started, or ended early.
     #[error("a loader thread failed: {reason}")]
     Thread {
@@ -101,11 +125,24 @@ pub enum DataError {
     },
 }
 
+/// `1 image`, `2 images`.
+pub(crate) fn counted(images: u64) -> String {
+    if images == 1 { "1 image".to_owned() } else { format!("{images} images") }
+}
+
 impl DataError {
     /// What to do next.
     pub fn hint(&self) -> Option<Hint> {
         match self {
             Self::Destination(error) => error.hint(),
+            Self::Empty { .. } => {
+                let files = "a text file with one path a line, or a .safetensors file";
+                Some(format!("an image ({READ_NAMES}), a folder of them, {files}").into())
+            }
+            Self::Mixed { .. } => Some("name the folder of one or the other".into()),
+            Self::Vanished { .. } => Some("is the disk still mounted? A run resumes from its last checkpoint".into()),
+            Self::TooFew { .. } => Some("a smaller batch".into()),
+            Self::Beyond { .. } => Some("is this still the same data?".into()),
             _ => None,
         }
     }

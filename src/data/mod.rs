@@ -38,6 +38,7 @@ pub use decode::{Part, Picture, Rgb};
 pub use digest::DataDigest;
 pub use features::FeatureFile;
 pub use formats::Unread;
+pub(crate) use input::counted;
 pub use input::{DataError, Input};
 pub use loader::{Activity, Broken, Loader, LoaderActivity, LoaderSettings, Position, TrainBatch};
 pub use order::{EpochOrder, Share};

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use tec_zoo::data::{DataError, Dataset};
 
+use crate::words::InFull;
+
 /// Names and contents of all samples.
 pub(super) fn contents(dataset: &Dataset) -> Vec<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
@@ -34,7 +36,7 @@ pub(super) fn tar_of(members: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn message(path: &Path) -> String {
-    Dataset::open(path).unwrap_err().to_string()
+    Dataset::open(path).unwrap_err().in_full()
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn links_are_followed_once_and_loops_end() {
     symlink("nowhere", dir.path().join("e.jpg")).unwrap();
     let dataset = Dataset::open(dir.path()).unwrap();
     assert_eq!(dataset.len(), 4);
-    let error = dataset.read(3, &mut Vec::new()).unwrap_err().to_string();
+    let error = dataset.read(3, &mut Vec::new()).unwrap_err().in_full();
     assert!(error.contains("e.jpg") && error.contains("no longer there"), "{error}");
 }
 
@@ -80,7 +82,7 @@ fn names_that_are_no_text_are_read_and_pipes_are_not() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let dataset = Dataset::open(dir.path()).unwrap();
     let mut bytes = Vec::new();
-    let error = dataset.read(0, &mut bytes).unwrap_err().to_string();
+    let error = dataset.read(0, &mut bytes).unwrap_err().in_full();
     assert!(error.contains("no ordinary file"), "{error}");
     dataset.read(1, &mut bytes).unwrap();
     assert_eq!(bytes, b"odd");

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use tec_zoo::data::{Augment, DataError, Dataset, Loader, LoaderSettings, Position, Share, TrainBatch};
 
+use crate::words::InFull;
+
 fn settings() -> LoaderSettings {
     LoaderSettings {
         seed: 11,
@@ -161,7 +163,7 @@ fn too_many_broken_images_end_the_run_with_the_last_ones_name() {
         let error = loop {
             match loader.next().unwrap() {
                 Ok(_) => delivered += 1,
-                Err(error) => break error.to_string(),
+                Err(error) => break error.in_full(),
             }
         };
         assert!(loader.next().is_none());
@@ -193,7 +195,7 @@ fn a_folder_that_vanishes_ends_the_run_with_its_name() {
     fs::rename(&root, gone.path().join("away")).unwrap();
     let error = loader.by_ref().find_map(Result::err).unwrap();
     assert!(matches!(error, DataError::Vanished { .. }), "{error}");
-    assert!(error.to_string().contains(&root.display().to_string()));
+    assert!(error.in_full().contains(&root.display().to_string()));
     assert!(loader.next().is_none());
 }
 
@@ -242,7 +244,7 @@ fn memory_given_back_is_used_again() {
 fn settings_that_cannot_be_are_refused_with_the_reason() {
     let dir = super::folder(6);
     let refused = |settings: LoaderSettings, start: Position| {
-        Loader::new(open(dir.path()), settings, start).unwrap_err().to_string()
+        Loader::new(open(dir.path()), settings, start).unwrap_err().in_full()
     };
     let start = Position::default();
     assert!(refused(LoaderSettings { batch: 7, ..settings() }, start).contains("there are only 6 images"));
@@ -269,6 +271,6 @@ fn a_damaged_shard_counts_as_a_broken_image_and_ends_nothing_before_the_limit() 
     assert_eq!((dataset.len(), dataset.damaged().len()), (11, 1));
     let of = |broken_limit| LoaderSettings { broken_limit, epochs: 1, ..settings() };
     assert_eq!(all(&dataset, of(1), Position::default()).len(), 2);
-    let error = Loader::new(dataset, of(0), Position::default()).unwrap_err().to_string();
+    let error = Loader::new(dataset, of(0), Position::default()).unwrap_err().in_full();
     assert!(error.contains("1.tar") && error.contains("truncated"), "{error}");
 }

@@ -55,17 +55,8 @@ fn caused() -> Vec<Box<dyn Error>> {
 #[test]
 fn no_error_of_the_library_says_its_cause_itself() {
     for error in caused() {
-        let mut texts = vec![error.to_string()];
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            texts.push(error.to_string());
-            cause = error.source();
-        }
-        assert!(texts.len() > 1, "{error:?} has no cause");
-        assert!(texts.last().unwrap().contains(CAUSE), "{texts:?}");
-        for (text, cause) in texts.iter().zip(&texts[1..]) {
-            assert!(!text.contains(cause.as_str()), "{error:?} says its cause: {texts:?}");
-        }
+        let (text, cause) = (error.to_string(), error.source().expect("it has a cause").to_string());
+        assert!(!text.contains(&cause) && !text.contains(CAUSE), "{text} says its cause: {cause}");
     }
 }
 

@@ -7,6 +7,8 @@ pub(super) struct Literal {
     pub(super) line: usize,
     /// As the program has it, but for escapes other than line ends and quotes.
     pub(super) text: String,
+    /// Whether it is the text of an error.
+    pub(super) is_error: bool,
 }
 
 /// The string literals of `source`, byte strings and raw ones included.
@@ -25,11 +27,11 @@ pub(super) fn literals(source: &str) -> Vec<Literal> {
             let open = rest.find('"').unwrap_or(0) + 1;
             let close = format!("\"{}", "#".repeat(hashes));
             let len = rest[open..].find(&close).unwrap_or(rest.len() - open);
-            out.push(Literal { line: line(source, at), text: rest[open..open + len].to_owned() });
+            out.push(literal(source, at, rest[open..open + len].to_owned()));
             (open + len + close.len()).min(rest.len())
         } else if rest.starts_with('"') {
             let (text, len) = plain(&rest[1..]);
-            out.push(Literal { line: line(source, at), text });
+            out.push(literal(source, at, text));
             (1 + len).min(rest.len())
         } else if rest.starts_with('\'') {
             character(rest)
@@ -40,8 +42,9 @@ pub(super) fn literals(source: &str) -> Vec<Literal> {
     out
 }
 
-fn line(source: &str, at: usize) -> usize {
-    source[..at].matches('\n').count() + 1
+fn literal(source: &str, at: usize, text: String) -> Literal {
+    let line = source[..at].matches('\n').count() + 1;
+    Literal { line, text, is_error: source[..at].trim_end().ends_with("#[error(") }
 }
 
 /// Number of hashes of a raw string that starts here.
@@ -116,4 +119,6 @@ fn literals_are_told_from_comments_characters_and_lifetimes() {
     let texts: Vec<String> = literals(source).into_iter().map(|literal| literal.text).collect();
     assert_eq!(texts, ["one \"two\" three\n--four", "five \"six\"", "seven"]);
     assert_eq!(literals(source)[0].line, 5);
+    let errors = literals("#[error(\n \"a\", f(\"b\"))] E");
+    assert!(errors[0].is_error && !errors[1].is_error);
 }

@@ -157,12 +157,7 @@ fn what_cannot_be_run_is_refused_before_anything_is_made() {
     };
     refused("new", &["optimizer.epoch=3"], &[], "did you mean `optimizer.epochs`?");
     refused("new", &["optimizer.epochs=0"], &[], "`optimizer.epochs` is 0; it must be above 0");
-    refused(
-        "new",
-        &["optimizer.batch=32", "optimizer.micro_batch=32"],
-        &[],
-        "hint: `--set optimizer.batch=26`, or less",
-    );
+    refused("new", &["optimizer.batch=32", "optimizer.micro_batch=32"], &[], "`--set optimizer.batch=26`, or less");
     let stderr = place.fails(1, &with_recipe("nanno", &place.arguments("new", &[])));
     assert!(stderr.contains("did you mean `nano`"), "{stderr}");
     // Without a recipe it is the one published for the base; nobody published one for somebody's own.

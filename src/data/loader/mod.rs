@@ -112,13 +112,21 @@ impl Loader {
     /// Starts loading at `start`.
     ///
     /// # Errors
-    /// [`DataError::Settings`] for what cannot be, among it data too small for one batch; [`DataError::TooManyBroken`] for
+    /// [`DataError::Settings`] for what cannot be, [`DataError::TooFew`] for data too small for one batch,
+    /// [`DataError::Beyond`] for a start outside an epoch; [`DataError::TooManyBroken`] for
     /// more damaged shards than may be broken; [`DataError::Thread`].
     pub fn new(dataset: Arc<Dataset>, settings: LoaderSettings, start: Position) -> Result<Self, DataError> {
         let whole = settings.share.batches(dataset.len(), settings.batch as u64);
         let batches = settings.batches.map_or(whole, |most| most.min(whole));
-        if let Some(what) = refusal(&settings, dataset.len(), batches, start) {
+        if let Some(what) = refusal(&settings) {
             return Err(DataError::Settings { what });
+        }
+        if batches == 0 {
+            let (batch, processes) = (settings.batch, settings.share.world);
+            return Err(DataError::TooFew { batch, processes, images: dataset.len() });
+        }
+        if start.batch > batches {
+            return Err(DataError::Beyond { batch: start.batch, batches });
         }
         if let Some(last) = dataset.damaged().last().filter(|_| dataset.damaged().len() > settings.broken_limit) {
             let (count, limit) = (dataset.damaged().len(), settings.broken_limit);
@@ -226,7 +234,7 @@ impl Drop for Loader {
 }
 
 /// What is wrong with the settings.
-fn refusal(settings: &LoaderSettings, len: u64, batches: u64, start: Position) -> Option<String> {
+fn refusal(settings: &LoaderSettings) -> Option<String> {
     let LoaderSettings { batch, workers, prefetch, share, .. } = *settings;
     if let Some(refusal) = settings.augment.refusal() {
         return Some(refusal);
@@ -240,13 +248,5 @@ fn refusal(settings: &LoaderSettings, len: u64, batches: u64, start: Position) -
     if settings.augment.values().max(settings.noise).checked_mul(batch).is_none_or(|values| values > 1 << 40) {
         return Some(format!("batches of {batch}: they do not fit in any memory"));
     }
-    if batches == 0 {
-        return Some(format!(
-            "a batch of {batch} on each of {} processes: there are only {len} images\nhint: a smaller batch",
-            share.world
-        ));
-    }
-    (start.batch > batches).then(|| {
-        format!("from batch {} of an epoch: it has {batches}\nhint: is this still the same data?", start.batch)
-    })
+    None
 }

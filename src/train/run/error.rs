@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::DataError;
+use crate::data::{DataError, counted};
 use crate::destination::DestinationError;
 use crate::hint::{Command, Hint};
 use crate::model::CanonicalError;
@@ -114,9 +114,7 @@ pub enum RunError {
         differences: Vec<Difference>,
     },
     /// The images are not the ones the run was started with.
-    #[error(
-        "`{path}` was started with other data: {difference} differ in `{data}`; it was {was} and is {is}\nhint: name the data it was started with; `--allow-other-data` goes on with this"
-    )]
+    #[error("`{path}` was started with other data: {difference} differ in `{data}`; it was {was} and is {is}")]
     OtherData {
         /// The run's folder.
         path: String,
@@ -221,10 +219,6 @@ fn is_full(source: &std::io::Error) -> bool {
     matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-fn counted(images: u64) -> String {
-    if images == 1 { "1 image".to_owned() } else { format!("{images} images") }
-}
-
 fn lines(differences: &[Difference]) -> String {
     differences.iter().map(|difference| format!("  {difference}")).collect::<Vec<_>>().join("\n")
 }
@@ -246,6 +240,7 @@ impl RunError {
         Some(match self {
             Self::Recipe(error) => return error.hint(),
             Self::Model(error) => return error.hint(),
+            Self::Data(error) => return error.hint(),
             Self::Step(error) => return error.hint(),
             Self::Distributed(error) => return error.hint(),
             Self::Io { source, .. } if is_full(source) => {
