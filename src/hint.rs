@@ -91,6 +91,13 @@ impl Hint {
         self
     }
 
+    /// Goes on with what another hint says.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.parts.extend(other.parts);
+        self
+    }
+
     /// Names other work.
     #[must_use]
     pub fn command(self, command: Command) -> Self {

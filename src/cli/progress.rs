@@ -85,6 +85,16 @@ impl<'a> Progress<'a> {
             News::Damaged { path, reason } => {
                 self.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));
             }
+            News::Missing { updates } => {
+                let updates = updates.iter().map(|range| match range.start() == range.end() {
+                    true => range.start().to_string(),
+                    false => format!("{} to {}", range.start(), range.end()),
+                });
+                self.warn(format_args!(
+                    "metrics.jsonl has lost updates {}; the weights are whole",
+                    updates.collect::<Vec<_>>().join(", ")
+                ));
+            }
             News::Broken(broken) => {
                 self.warn(format_args!("skipped `{}`: {}", broken.path, broken.reason));
             }

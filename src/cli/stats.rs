@@ -59,11 +59,13 @@ fn pretraining(recipe: &str) -> Result<Stats> {
     let recipe = Recipe::load(recipe, &[])?;
     let zoo = registry::zoo()?;
     let base = recipe.base.as_ref().map(|base| zoo.get(base)).transpose()?;
+    let recipe = base.map_or(recipe.clone(), |base| recipe.with_student_of(&base.vit));
+    let student = recipe.student.vit().context("the student has its base's shape, and the recipe names no base")?;
     // A base that was not released, or may be any, is counted as one like the student.
-    let vit = base.map_or(&recipe.student, |base| &base.vit);
+    let vit = base.map_or(student, |base| &base.vit);
     let top_k = base.and_then(|base| base.tec).map(|tec| tec.top_k);
     let shape = recipe.shape(top_k).context("the recipe leaves k to the base, and the base's manifest has none")?;
-    Ok(stats::tec(&recipe.student, recipe.needs_base().then_some(vit), &shape))
+    Ok(stats::tec(student, recipe.needs_base().then_some(vit), &shape))
 }
 
 fn print(stats: &Stats, output: &mut Output) -> Result<()> {

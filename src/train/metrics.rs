@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,19 @@ impl Metrics {
         file.set_len(end)?;
         file.seek(SeekFrom::Start(end))?;
         Ok((Self { file }, kept))
+    }
+
+    /// Which of the updates after the first `steps.start`, up to `steps.end` of them, `records` do not tell of, counted from 1;
+    /// none in an undamaged file.
+    pub fn missing(records: &[StepRecord], steps: Range<u64>) -> Vec<RangeInclusive<u64>> {
+        let mut next = steps.start + 1;
+        let ends = records.iter().map(|record| record.step).chain([steps.end + 1]);
+        let gaps = ends.filter_map(|step| {
+            let gap = next..=step.saturating_sub(1);
+            next = step + 1;
+            (!gap.is_empty()).then_some(gap)
+        });
+        gaps.collect()
     }
 
     /// Reads the whole lines of `path`, up to the first that is none.

@@ -12,7 +12,7 @@ mod step;
 pub use events::Events;
 pub use method::{AttentionRows, ConditionalAdapters, DecoderShape, Initialise, Method, Normalise, Target};
 pub use metrics::{Metrics, StepRecord};
-pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings};
+pub use recipe::{Augmentation, Difference, Optimizer, Precision, Recipe, RecipeError, RunSettings, Student};
 pub use run::{
     Base, BaseFile, Branch, BranchFile, CheckpointModel, EarlierData, End, News, Parent, Pretraining, Replay, Room,
     RunError, RunFile, RunModel, Stall, Started, Summary, checkpoint_name, is_run, pretrain, replay, started_recipe,

@@ -54,6 +54,16 @@ fn continuing_cuts_what_is_after_the_checkpoint_and_what_a_crash_left() {
 }
 
 #[test]
+fn updates_that_metrics_have_lost_are_named() {
+    let told = |steps: &[u64]| steps.iter().map(|step| record(*step)).collect::<Vec<_>>();
+    assert_eq!(Metrics::missing(&told(&[1, 2, 3]), 0..3), []);
+    assert_eq!(Metrics::missing(&[], 0..0), []);
+    assert_eq!(Metrics::missing(&told(&[2, 3, 6, 8]), 0..9), [1..=1, 4..=5, 7..=7, 9..=9]);
+    assert_eq!(Metrics::missing(&[], 0..4), [1..=4]);
+    assert_eq!(Metrics::missing(&told(&[5, 6, 8]), 4..8), [7..=7]);
+}
+
+#[test]
 fn a_line_out_of_order_ends_what_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(Metrics::NAME);

@@ -1,6 +1,6 @@
 //! Recipes are complete, strict, and say what the paper's tables say.
 
-use tec_zoo::train::{Recipe, Target};
+use tec_zoo::train::{Method, Recipe, Student, Target};
 use tec_zoo::zoo::Zoo;
 
 use crate::words::InFull;
@@ -49,7 +49,7 @@ fn the_published_recipes_have_the_papers_settings() {
         let base = recipe.base.as_ref().and_then(|base| zoo.get(base).unwrap().tec);
         assert_eq!(recipe.method.top_k.or(base.map(|base| base.top_k)), Some(k), "{name}");
         assert_eq!(recipe.method.tau.or(base.map(|base| base.tau)), Some(tau), "{name}");
-        assert_eq!((recipe.optimizer.epochs, recipe.student.width), (epochs, width), "{name}");
+        assert_eq!((recipe.optimizer.epochs, recipe.student.vit().unwrap().width), (epochs, width), "{name}");
         let shape = recipe.method.decoder;
         assert_eq!((shape.width, shape.depth, shape.heads), (decoder, 2, 16), "{name}");
         assert_eq!((recipe.optimizer.batch, recipe.optimizer.warmup_epochs), (4096, 40.0), "{name}");
@@ -110,6 +110,15 @@ fn a_wrong_override_says_what_is_wrong_and_what_was_meant() {
         ("method.decoder=3", "no recipe has a key `method.decoder`"),
         ("nothing.like.it=3", "no recipe has a key `nothing.like.it`"),
         ("optimizer.epochs", "is not `key=value`"),
+        ("optimizer.lr=1", "did you mean `optimizer.base_lr`, `optimizer.min_lr`?"),
+        ("optimizer.momentum=1", "`[optimizer]` has `optimizer.base_lr`, "),
+        ("optimizer.epochs=ten", "expected a whole number"),
+        ("optimizer.epochs=1", "`optimizer.epochs` is 1, fewer than the 2 of `optimizer.warmup_epochs`"),
+        ("optimizer.epochs=1", "`optimizer.epochs`: 1 `optimizer.warmup_epochs`: 0.1"),
+        ("optimizer.base_lr=high", "expected a number"),
+        ("run.recompute=1", "expected true or false"),
+        ("run.watchdog_minutes=-1", "`run.watchdog_minutes` is -1; it must be between 0 and"),
+        ("student=tiny", "expected `\"base\"`, or the table of an architecture"),
         ("optimizer.epochs=many", "cannot set `optimizer.epochs` to `many`"),
         ("optimizer.epochs=-1", "cannot set `optimizer.epochs` to `-1`"),
         ("optimizer.base_lr=nan", "`optimizer.base_lr` is NaN; it must be above 0"),
@@ -121,7 +130,7 @@ fn a_wrong_override_says_what_is_wrong_and_what_was_meant() {
         ("student.layer_scale=true", "no recipe has a key `student.layer_scale`"),
         ("student.final_norm=false", "the student has a final norm"),
         ("optimizer.batch=33", "is not a multiple of `optimizer.micro_batch` 16"),
-        ("optimizer.warmup_epochs=21", "must be between 0 and 20"),
+        ("optimizer.warmup_epochs=21", "fewer than the 21 of `optimizer.warmup_epochs`"),
     ] {
         let error = set(&[text]).unwrap_err();
         assert!(error.contains(expected), "{text}: {error}");
@@ -134,7 +143,8 @@ fn a_wrong_override_says_what_is_wrong_and_what_was_meant() {
 
 #[test]
 fn two_recipes_differ_in_what_touches_weights_and_in_nothing_else() {
-    let same = set(&["data.workers=7", "run.save_steps=1", "run.keep_last=9", "title=other"]).unwrap();
+    let same = set(&["run.watchdog_minutes=0", "data.workers=7", "run.save_steps=1", "run.keep_last=9", "title=other"])
+        .unwrap();
     assert_eq!(load("nano").differences(&same), []);
     let other = set(&["optimizer.epochs=21", "method.top_k=4"]).unwrap();
     let differences = load("nano").differences(&other);
@@ -143,4 +153,38 @@ fn two_recipes_differ_in_what_touches_weights_and_in_nothing_else() {
     let left_out = load("tec-mae-vitb-300ep").differences(&load("tec-mae300ep-vitb-100ep"));
     let tau = left_out.iter().find(|difference| difference.key == "method.tau").unwrap();
     assert_eq!(tau.to_string(), "`method.tau` was left out and is 1.8");
+}
+
+#[test]
+fn a_recipe_of_an_older_version_is_watched_over_all_the_same() {
+    let text = load("nano").to_text().unwrap();
+    let older: String =
+        text.lines().filter(|line| !line.starts_with("watchdog")).map(|line| format!("{line}\n")).collect();
+    assert!(older.len() < text.len());
+    let older = Recipe::parse("older", &older, &[]).unwrap();
+    assert_eq!(load("nano").differences(&older), []);
+    assert_eq!(older.run.watchdog_minutes, 30.0);
+    assert!(set(&["run.watchdog_minutes=0"]).unwrap().run.watchdog().is_none());
+}
+
+#[test]
+fn a_students_shape_can_be_its_bases() {
+    let recipe = set(&["student=base"]).unwrap();
+    assert_eq!(recipe.student, Student::Base);
+    assert!(Recipe::load("nano-pixels", &["student=base".to_owned()]).unwrap().needs_base());
+    let text = recipe.to_text().unwrap();
+    assert!(text.contains("student = \"base\"\n"), "{text}");
+    assert_eq!(Recipe::parse("written", &text, &[]).unwrap(), recipe);
+    let zoo = Zoo::embedded().unwrap();
+    for manifest in zoo.iter() {
+        let resolved = recipe.with_student_of(&manifest.vit);
+        let (student, base) = (resolved.student.vit().unwrap(), &manifest.vit);
+        assert_eq!((student.width, student.depth, student.heads), (base.width, base.depth, base.heads));
+        assert_eq!((student.image_size, student.patch_size), (base.image_size, base.patch_size));
+        // What nobody can be a student with is left out: the recipe holds for every released model.
+        let fits = Recipe { method: Method { blocks_per_group: 1, ..resolved.method.clone() }, ..resolved.clone() };
+        fits.validate().unwrap_or_else(|reason| panic!("{}: {reason}", manifest.name));
+    }
+    let error = set(&["student=base", "student.width=64"]).unwrap_err();
+    assert!(error.contains("the student has its base's shape"), "{error}");
 }

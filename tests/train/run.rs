@@ -210,3 +210,60 @@ fn a_loss_that_is_no_number_stops_the_run_and_can_be_seen_again() {
     let replay = ["pretrain", "--replay", "run/nonfinite-step-00000002", "--base", "other"];
     assert!(place.fails(1, &replay).contains("was started with another base"));
 }
+
+#[test]
+fn a_student_can_have_its_bases_shape() {
+    let place = Place::new();
+    let set =
+        ["optimizer.epochs=1", "optimizer.warmup_epochs=0", "student=base", "method.blocks_per_group=2"].as_slice();
+    place.pretrain("run", set);
+    let config: Value = serde_json::from_slice(&std::fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
+    let vit = &config["tec_zoo"]["vit"];
+    for (key, value) in [("width", 16), ("depth", 4), ("heads", 4), ("patch_size", 16)] {
+        assert_eq!(vit[key], value, "{key}");
+    }
+    assert_eq!(vit["position"]["kind"]["type"], "sin-cos");
+    // The recipe beside it says the shape, whatever becomes of the base.
+    let recipe = std::fs::read_to_string(place.path("run/recipe.toml")).unwrap();
+    assert!(recipe.contains("[student]\n") && recipe.contains("width = 16\n"), "{recipe}");
+    let mut arguments = place.arguments("run", set);
+    arguments.push("--resume");
+    place.ok(&arguments);
+
+    // It is checked like any other.
+    let stderr = place.fails(1, &place.arguments("new", &["student=base"]));
+    assert!(stderr.contains("`method.blocks_per_group` 3 does not divide `student.depth` 4"), "{stderr}");
+    let arguments =
+        ["pretrain", "--data", "photos", "--out", "new", "--recipe", "nano-pixels", "--set", "student=base"];
+    let stderr = place.fails(1, &arguments);
+    assert!(stderr.contains("there is no base"), "{stderr}");
+}
+
+#[test]
+fn everything_that_keeps_a_run_from_starting_is_said_at_once() {
+    let place = Place::new();
+    let arguments = ["pretrain", "--base", "mae", "--data", "photos", "--out", "new", "--recipe", "tec-mae-vitb-300ep"];
+    let stderr = place.fails(1, &arguments);
+    assert!(stderr.contains("nobody published k and τ for this base"), "{stderr}");
+    assert!(stderr.contains("`photos` has 26 images; one update needs 4096"), "{stderr}");
+    for set in ["--set method.top_k=15", "--set method.tau=1.8", "--set optimizer.batch=26"] {
+        assert!(stderr.contains(set), "{set}: {stderr}");
+    }
+}
+
+#[test]
+fn metrics_that_lost_lines_are_noticed_when_a_run_goes_on() {
+    let place = Place::new();
+    let set = ["optimizer.epochs=2", "optimizer.warmup_epochs=1"];
+    place.pretrain("run", &set);
+    let path = place.path("run/metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let kept: Vec<&str> = text.lines().enumerate().filter(|(at, _)| *at != 1).map(|(_, line)| line).collect();
+    std::fs::write(&path, kept.join("\n") + "\n").unwrap();
+    let mut arguments = place.arguments("run", &set);
+    arguments.push("--resume");
+    let output = place.run(&arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("metrics.jsonl has lost updates 2; the weights are whole"), "{stderr}");
+}

@@ -4,15 +4,15 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::Recipe;
 use super::embedded::EMBEDDED;
+use super::{Optimizer, Recipe, Student};
 use crate::hint::Hint;
 
 /// A recipe is a page of text.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Keys a recipe may leave out, so that none of its values shows them.
-const OPTIONAL: [&str; 3] = ["base", "method.tau", "method.top_k"];
+/// Keys a recipe may leave out, or write as a section, so that none of its values shows them.
+const OPTIONAL: [&str; 4] = ["base", "method.tau", "method.top_k", "student"];
 
 /// Why a recipe cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,16 @@ pub enum RecipeError {
         key: String,
         /// Keys that resemble it.
         near: Vec<String>,
+        /// The keys of its section, if there is such a one.
+        section: Vec<String>,
+    },
+    /// The rate would rise for longer than the run lasts.
+    #[error("`optimizer.epochs` is {epochs}, fewer than the {warmup_epochs} of `optimizer.warmup_epochs`")]
+    WarmUp {
+        /// Epochs in all.
+        epochs: usize,
+        /// Epochs over which the rate rises.
+        warmup_epochs: f64,
     },
     /// A setting with a value its key cannot take.
     #[error("cannot set `{key}` to `{value}`: {reason}")]
@@ -79,7 +89,16 @@ impl RecipeError {
                 Some(meant(near).map_or_else(|| files.clone(), |meant| format!("{meant} {files}")).into())
             }
             Self::Form { .. } => Some(Hint::new().words("such as ").set("optimizer.epochs", "100")),
-            Self::Key { near, .. } => meant(near).map(Hint::from),
+            Self::Key { near, section, key } => meant(near).map(Hint::from).or_else(|| {
+                let (section, keys) = (key.rsplit_once('.')?.0, section.iter().map(|key| format!("`{key}`")));
+                let keys = keys.collect::<Vec<_>>().join(", ");
+                (!keys.is_empty()).then(|| format!("`[{section}]` has {keys}").into())
+            }),
+            Self::WarmUp { epochs, .. } => {
+                // As long a part of the run as in the recipes this tool brings for short ones.
+                let both = Hint::new().words("shorten both: ").set("optimizer.epochs", epochs.to_string()).words(" ");
+                Some(both.set("optimizer.warmup_epochs", (*epochs as f64 / 10.0).to_string()))
+            }
             _ => None,
         }
     }
@@ -145,8 +164,12 @@ impl Recipe {
     pub fn parse(recipe: &str, text: &str, set: &[String]) -> Result<Self, RecipeError> {
         let invalid = |reason: String| RecipeError::Invalid { recipe: recipe.to_owned(), reason };
         // Before any override: a mistake in the file has a line, one in an override has a key.
-        let parsed: Self = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let parsed: Self = toml::from_str(text).map_err(|error| invalid(in_words(&error.to_string())))?;
         let parsed = set.iter().try_fold(parsed, |parsed, text| parsed.with(text))?;
+        let Optimizer { epochs, warmup_epochs, .. } = parsed.optimizer;
+        if epochs > 0 && warmup_epochs > epochs as f64 {
+            return Err(RecipeError::WarmUp { epochs, warmup_epochs });
+        }
         parsed.validate().map_err(invalid)?;
         Ok(parsed)
     }
@@ -186,10 +209,16 @@ impl Recipe {
         keys.extend(OPTIONAL.map(str::to_owned));
         keys.sort_unstable();
         keys.dedup();
-        if !keys.iter().any(|known| known == key) {
-            return Err(RecipeError::Key { key: key.to_owned(), near: resembling(key, &keys) });
-        }
         let bad = |reason: String| RecipeError::Value { key: key.to_owned(), value: value.to_owned(), reason };
+        if self.student == Student::Base && key.starts_with("student.") {
+            return Err(bad(
+                "the student has its base's shape; a recipe that spells the shape out can change it".into()
+            ));
+        }
+        if !keys.iter().any(|known| known == key) {
+            let (near, section) = (near(key, &keys), section(key, &keys));
+            return Err(RecipeError::Key { key: key.to_owned(), near, section });
+        }
         // A bare word is a text: `run.precision=bf16` needs no quotes within quotes.
         let parsed = toml::from_str::<Table>(&format!("value = {value}"))
             .ok()
@@ -197,7 +226,7 @@ impl Recipe {
             .unwrap_or_else(|| Value::String(value.to_owned()));
         let mut table = Table::try_from(self).map_err(|error| bad(error.to_string()))?;
         insert(&mut table, key, parsed);
-        Value::Table(table).try_into().map_err(|error: toml::de::Error| bad(error.message().to_owned()))
+        Value::Table(table).try_into().map_err(|error: toml::de::Error| bad(in_words(error.message())))
     }
 }
 
@@ -222,6 +251,36 @@ fn flatten(prefix: &str, table: &Table, out: &mut Vec<(String, Value)>) {
             value => out.push((format!("{prefix}{key}"), value.clone())),
         }
     }
+}
+
+/// Keys of the section that `key` names.
+fn section(key: &str, known: &[String]) -> Vec<String> {
+    let Some((section, _)) = key.rsplit_once('.') else { return Vec::new() };
+    let inside = |known: &str| known.rsplit_once('.').is_some_and(|(of, _)| of == section);
+    known.iter().filter(|known| inside(known)).cloned().collect()
+}
+
+/// Keys that resemble `key`; failing that, those of its section that have its last part in theirs, as `base_lr` has `lr`.
+fn near(key: &str, known: &[String]) -> Vec<String> {
+    let near = resembling(key, known);
+    if !near.is_empty() {
+        return near;
+    }
+    let (last, mut near) = (key.rsplit('.').next().unwrap_or(key), section(key, known));
+    near.retain(|known| known.rsplit('.').next().is_some_and(|known| known.split('_').any(|word| word == last)));
+    near
+}
+
+/// What a reader of TOML calls Rust's types, as one who writes a recipe would.
+fn in_words(message: &str) -> String {
+    const TYPES: [(&str, &str); 5] = [
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected u32", "expected a whole number, 0 or more"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+    ];
+    TYPES.iter().fold(message.to_owned(), |message, (is, words)| message.replace(is, words))
 }
 
 fn resembling(asked: &str, known: &[String]) -> Vec<String> {

@@ -6,6 +6,7 @@
 mod difference;
 mod embedded;
 mod load;
+mod student;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::zoo::TecDefaults;
 
 pub use difference::Difference;
 pub use load::RecipeError;
+pub use student::Student;
 
 /// A pretraining's settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,8 +42,8 @@ pub struct Recipe {
     pub data: Augmentation,
     /// Seed, precision, and how often to save.
     pub run: RunSettings,
-    /// Architecture of the student; its `image_size` is the size images are cropped to.
-    pub student: VitConfig,
+    /// Architecture of the student.
+    pub student: Student,
 }
 
 /// AdamW and its schedule.
@@ -164,9 +166,18 @@ impl Recipe {
         Some(recipe)
     }
 
-    /// Whether the method looks at a base model at all.
+    /// The recipe with a student that has the shape of `base`, where it asks for one.
+    #[must_use]
+    pub fn with_student_of(&self, base: &VitConfig) -> Self {
+        let student = if self.student == Student::Base { Student::of(base) } else { self.student.clone() };
+        Self { student, ..self.clone() }
+    }
+
+    /// Whether anything of a base model is needed.
     pub fn needs_base(&self) -> bool {
-        self.method.target != Target::Pixels || self.method.initialise == Initialise::Base
+        self.method.target != Target::Pixels
+            || self.method.initialise == Initialise::Base
+            || self.student == Student::Base
     }
 
     /// Whether k and τ matter.
@@ -176,13 +187,13 @@ impl Recipe {
 
     /// What the method adds to the student, for counting; `top_k` is the base's, used where the recipe leaves k out.
     ///
-    /// `None` when neither says k and the method needs it.
+    /// `None` when neither says k and the method needs it, or the student's shape is not known.
     pub fn shape(&self, top_k: Option<usize>) -> Option<TecShape> {
         let method = &self.method;
         let rows = match method.attention_rows {
             AttentionRows::Class => Some(0),
             AttentionRows::Selected => method.top_k.or(top_k),
-            AttentionRows::All => Some(self.student.patches()),
+            AttentionRows::All => self.student.vit().map(VitConfig::patches),
         };
         Some(TecShape {
             decoder_width: method.decoder.width,
@@ -201,8 +212,10 @@ impl Recipe {
     /// # Errors
     /// One line: the key, its value and what it must be.
     pub fn validate(&self) -> Result<(), String> {
-        self.validate_student()?;
-        self.validate_method()?;
+        if let Some(student) = self.student.vit() {
+            validate_student(student)?;
+            self.validate_method(student)?;
+        }
         self.validate_optimizer()?;
         self.validate_data()?;
         let run = &self.run;
@@ -212,45 +225,24 @@ impl Recipe {
         within("run.watchdog_minutes", run.watchdog_minutes, 0.0, 1e6)
     }
 
-    fn validate_student(&self) -> Result<(), String> {
-        let student = &self.student;
-        student.validate().map_err(|reason| format!("`student`: {reason}"))?;
-        if student.classifier.is_some() || student.adapters.is_some() || student.decoder.is_some() {
-            return Err("`student` is a plain encoder; adapters and decoder are `method`'s".into());
-        }
-        if student.layer_scale || student.registers > 0 || student.mlp != Mlp::Plain {
-            return Err("`student` is a plain ViT, without LayerScale, registers and SwiGLU".into());
-        }
-        if !student.final_norm {
-            return Err("`student.final_norm` is false; the student has a final norm".into());
-        }
-        if student.position.kind != (PositionKind::SinCos { axis_order: AxisOrder::ColumnFirst }) {
-            return Err("`student.position.kind` must be sin-cos, column-first: the table is fixed".into());
-        }
-        if !student.width.is_multiple_of(4) {
-            return Err(format!("`student.width` {} is not a multiple of 4, as its position table is", student.width));
-        }
-        Ok(())
-    }
-
-    fn validate_method(&self) -> Result<(), String> {
+    fn validate_method(&self, student: &VitConfig) -> Result<(), String> {
         let method = &self.method;
         within("method.mask_ratio", method.mask_ratio, 0.0, 1.0)?;
-        let kept = self.student.visible_patches(method.mask_ratio);
-        if kept == 0 || kept == self.student.patches() {
+        let kept = student.visible_patches(method.mask_ratio);
+        if kept == 0 || kept == student.patches() {
             return Err(format!(
                 "`method.mask_ratio` {} keeps {kept} of {} patches",
                 method.mask_ratio,
-                self.student.patches()
+                student.patches()
             ));
         }
         positive("method.last_blocks", method.last_blocks as f64)?;
         if method.encoder_adapter() {
             positive("method.blocks_per_group", method.blocks_per_group as f64)?;
-            if !self.student.depth.is_multiple_of(method.blocks_per_group) {
+            if !student.depth.is_multiple_of(method.blocks_per_group) {
                 return Err(format!(
                     "`method.blocks_per_group` {} does not divide `student.depth` {}",
-                    method.blocks_per_group, self.student.depth
+                    method.blocks_per_group, student.depth
                 ));
             }
         }
@@ -268,8 +260,8 @@ impl Recipe {
             positive("method.tau", tau)?;
         }
         match method.top_k {
-            Some(k) if k == 0 || k > self.student.patches() => {
-                Err(format!("`method.top_k` is {k}; an image has {} patches", self.student.patches()))
+            Some(k) if k == 0 || k > student.patches() => {
+                Err(format!("`method.top_k` is {k}; an image has {} patches", student.patches()))
             }
             _ => Ok(()),
         }
@@ -314,6 +306,26 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+fn validate_student(student: &VitConfig) -> Result<(), String> {
+    student.validate().map_err(|reason| format!("`student`: {reason}"))?;
+    if student.classifier.is_some() || student.adapters.is_some() || student.decoder.is_some() {
+        return Err("`student` is a plain encoder; adapters and decoder are `method`'s".into());
+    }
+    if student.layer_scale || student.registers > 0 || student.mlp != Mlp::Plain {
+        return Err("`student` is a plain ViT, without LayerScale, registers and SwiGLU".into());
+    }
+    if !student.final_norm {
+        return Err("`student.final_norm` is false; the student has a final norm".into());
+    }
+    if student.position.kind != (PositionKind::SinCos { axis_order: AxisOrder::ColumnFirst }) {
+        return Err("`student.position.kind` must be sin-cos, column-first: the table is fixed".into());
+    }
+    if !student.width.is_multiple_of(4) {
+        return Err(format!("`student.width` {} is not a multiple of 4, as its position table is", student.width));
+    }
+    Ok(())
 }
 
 fn positive(key: &str, value: f64) -> Result<(), String> {

@@ -119,7 +119,8 @@ pub fn replay(
         }
     }
 
-    let mut step = Step::new(model.as_ref(), &recipe.student, recipe.step_settings(), device)?;
+    let student = recipe.student.vit().ok_or(RunError::NoBase)?;
+    let mut step = Step::new(model.as_ref(), student, recipe.step_settings(), device)?;
     step.restore(checkpoint.state().map_err(invalid(path.to_path_buf()))?)?;
     let world = World::join(Place::alone(), device)?;
     let mut update = step.update(about.samples.len(), &world)?;

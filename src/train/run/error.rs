@@ -96,6 +96,12 @@ pub enum RunError {
         /// Processes.
         processes: usize,
     },
+    /// More than one of the above; each is to be mended before a run can start.
+    #[error("the run cannot start, for {} reasons:\n{}", .problems.len(), listed(.problems))]
+    Several {
+        /// Why not.
+        problems: Vec<RunError>,
+    },
     /// The other processes.
     #[error(transparent)]
     Distributed(#[from] DistributedError),
@@ -233,6 +239,10 @@ fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+fn listed(problems: &[RunError]) -> String {
+    problems.iter().map(|problem| format!("  {problem}")).collect::<Vec<_>>().join("\n")
+}
+
 impl RunError {
     /// What to do next.
     pub fn hint(&self) -> Option<Hint> {
@@ -258,6 +268,10 @@ impl RunError {
                 both.set("method.tau", "1.8").words(" are MAE ViT-B's")
             }
             Self::TooFew { images, .. } => Hint::new().set("optimizer.batch", images.to_string()).words(", or less"),
+            Self::Several { problems } => {
+                let hints = problems.iter().filter_map(Self::hint);
+                return hints.reduce(|all, next| all.words("; ").and(next));
+            }
             Self::Shares { .. } => {
                 Hint::new().set("optimizer.micro_batch", "N").words(", or another number of processes")
             }

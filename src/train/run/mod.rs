@@ -25,6 +25,7 @@ mod summary;
 mod trainer;
 mod watchdog;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -128,6 +129,11 @@ pub enum News<'a> {
     },
     /// What checkpoints and result will take of the disk.
     Disk(Room),
+    /// The metrics lack updates that the checkpoint has. What they told is lost; the weights are not touched by it.
+    Missing {
+        /// Which ones, from 1.
+        updates: &'a [RangeInclusive<u64>],
+    },
     /// A checkpoint cannot be used; an older one is tried.
     Damaged {
         /// The checkpoint.

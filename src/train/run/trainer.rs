@@ -23,9 +23,11 @@ use super::summary::{Summary, peak_memory};
 use super::watchdog::{Pulse, Stall, watch};
 use super::{Base, End, News, Pretraining};
 use crate::data::{Augment, DataError, Dataset, Loader, LoaderSettings, Share, TrainBatch};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, VitConfig};
 use crate::train::distributed::World;
-use crate::train::{MicroBatch, Phase, Recipe, Schedule, Step, StepError, StepRecord, StepReport};
+use crate::train::{
+    Metrics, MicroBatch, Phase, Recipe, RecipeError, Schedule, Step, StepError, StepRecord, StepReport,
+};
 
 /// Names of an update's images an error shows; the dump has all of them.
 const SHOWN: usize = 4;
@@ -51,17 +53,11 @@ pub fn pretrain(
     hear: &mut (dyn FnMut(News<'_>) -> ControlFlow<()> + Send),
     stalled: &(dyn Fn(&Stall) + Sync),
 ) -> Result<End, RunError> {
-    let recipe = resolved(settings)?;
     let pulse = Pulse::new();
     let mut report = Reporter { hear, pulse: &pulse, alone: world.size() == 1, asked: false };
     let images =
         Images::find(&settings.data, &settings.out, settings.resume, &mut |event| (report.hear)(News::Scan(event)))?;
-    let dataset = &images.dataset;
-    let schedule = Schedule::new(&recipe, dataset.len()).ok_or_else(|| RunError::TooFew {
-        data: settings.data.display().to_string(),
-        images: dataset.len(),
-        batch: recipe.optimizer.batch,
-    })?;
+    let (recipe, schedule) = settled(settings, images.dataset.len(), world)?;
     let trainer = Trainer::new(settings, &recipe, schedule, images, world, &mut report)?;
     let Some(least) = recipe.run.watchdog() else { return trainer.to_the_end(&mut report) };
     let (pulse, loader) = (&pulse, trainer.loader.activity());
@@ -73,12 +69,43 @@ pub fn pretrain(
     })
 }
 
-/// The recipe with k and τ, refused where the method lacks what it needs.
-fn resolved(settings: &Pretraining) -> Result<Recipe, RunError> {
-    if settings.recipe.needs_base() && settings.base.is_none() {
-        return Err(RunError::NoBase);
+/// The recipe with k, τ and the student's shape, and the schedule; refused, with every reason at once, where something is
+/// lacking or does not fit the data or the processes.
+fn settled(settings: &Pretraining, images: u64, world: &World) -> Result<(Recipe, Schedule), RunError> {
+    let (mut recipe, mut problems) = (settings.recipe.clone(), Vec::new());
+    match &settings.base {
+        Some(base) => recipe = recipe.with_student_of(&base.model.config().vit),
+        None if recipe.needs_base() => problems.push(RunError::NoBase),
+        None => {}
     }
-    settings.recipe.resolved(settings.base.as_ref().and_then(|base| base.tec)).ok_or(RunError::NoTecSettings)
+    match recipe.resolved(settings.base.as_ref().and_then(|base| base.tec)) {
+        Some(resolved) => recipe = resolved,
+        // Without a base it is not k and tau that are missed first.
+        None if settings.base.is_none() => {}
+        None => problems.push(RunError::NoTecSettings),
+    }
+    if let Err(reason) = recipe.validate() {
+        problems.push(RecipeError::Invalid { recipe: recipe.title.clone(), reason }.into());
+    }
+    let batch = recipe.optimizer.batch;
+    let schedule = Schedule::new(&recipe, images);
+    if schedule.is_none() {
+        problems.push(RunError::TooFew { data: settings.data.display().to_string(), images, batch });
+    }
+    let (micro_batch, processes) = (micro_batch(&recipe, world), world.size());
+    if !batch.is_multiple_of(micro_batch * processes) {
+        problems.push(RunError::Shares { batch, micro_batch, processes });
+    }
+    match (schedule, problems.len()) {
+        (Some(schedule), 0) => Ok((recipe, schedule)),
+        (_, 1) => Err(problems.remove(0)),
+        _ => Err(RunError::Several { problems }),
+    }
+}
+
+/// Images of one micro-batch.
+fn micro_batch(recipe: &Recipe, world: &World) -> usize {
+    recipe.optimizer.micro_batch.min(recipe.optimizer.batch / world.size()).max(1)
 }
 
 /// Says what happens, to the listener and to the watchdog.
@@ -172,6 +199,7 @@ impl<'a> Trainer<'a> {
         report: &mut Reporter<'_>,
     ) -> Result<Self, RunError> {
         let base = settings.base.as_ref();
+        let student = recipe.student.vit().ok_or(RunError::NoBase)?;
         let images = dataset.len();
         let mut about = RunFile {
             tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -185,25 +213,18 @@ impl<'a> Trainer<'a> {
             branch: None,
         };
         let (folder, from) = continued(settings, recipe, &mut about, world, report)?;
-        let mut step =
-            Step::new(base.map(|base| &base.model), &recipe.student, recipe.step_settings(), &settings.device)?;
+        let mut step = Step::new(base.map(|base| &base.model), student, recipe.step_settings(), &settings.device)?;
         let beginning = Beginning::of(settings, recipe, &schedule, from, &mut step, dataset.damaged().len() as u64)?;
         let Beginning { done, skipped, saved, branch, branched, model } = beginning;
         about.branch = branch;
 
-        let optimizer = &recipe.optimizer;
-        let own = optimizer.batch / world.size();
-        let batch = optimizer.micro_batch.min(own).max(1);
-        if own * world.size() != optimizer.batch || !own.is_multiple_of(batch) {
-            let (batch, micro_batch, processes) = (optimizer.batch, batch, world.size());
-            return Err(RunError::Shares { batch, micro_batch, processes });
-        }
-        let micro_batches = own / batch;
+        let batch = micro_batch(recipe, world);
+        let micro_batches = recipe.optimizer.batch / world.size() / batch;
         let share = Share { rank: world.rank() as u64, world: world.size() as u64 };
         let start = schedule.position(done, micro_batches as u64);
         let loading = LoaderSettings {
             batches: Some(schedule.steps_per_epoch() * micro_batches as u64),
-            ..loading(recipe, base, batch, share)
+            ..loading(recipe, student, base, batch, share)
         };
         let loader = Loader::new(dataset.clone(), loading.clone(), start)?;
         let path = saved.as_ref().map(|(_, path)| path.clone());
@@ -221,6 +242,10 @@ impl<'a> Trainer<'a> {
             dataset.keep(&settings.data, &opened.folder.file(Folder::SCAN))?;
             keep(base, &opened.folder)?;
             desk = Some(opened);
+            let updates = Metrics::missing(&kept, about.branch.as_ref().map_or(0, |branch| branch.start)..done);
+            if !updates.is_empty() {
+                report.say(News::Missing { updates: &updates });
+            }
             last_epoch = kept;
             last_epoch.retain(|record| schedule.is_last_epoch(record.step));
         }
@@ -521,7 +546,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// How the samples are made.
-fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> LoaderSettings {
+fn loading(recipe: &Recipe, student: &VitConfig, base: Option<&Base>, batch: usize, share: Share) -> LoaderSettings {
     let preprocessing = result::preprocessing(base);
     let data = &recipe.data;
     let workers = match data.workers {
@@ -531,7 +556,7 @@ fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> 
     LoaderSettings {
         seed: recipe.run.seed,
         augment: Augment {
-            size: recipe.student.image_size,
+            size: student.image_size,
             scale: data.scale,
             ratio: data.ratio,
             flip: data.flip,
@@ -541,7 +566,7 @@ fn loading(recipe: &Recipe, base: Option<&Base>, batch: usize, share: Share) -> 
             exact_decode: data.exact_decode,
         },
         batch,
-        noise: recipe.student.patches(),
+        noise: student.patches(),
         share,
         epochs: recipe.optimizer.epochs as u64,
         batches: None,
