@@ -224,6 +224,14 @@ fn who_does_not_come_is_named() {
 
 #[cfg(feature = "mpi")]
 mod under_mpirun {
+    use std::ops::ControlFlow;
+    use std::path::Path;
+
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+    use tec_zoo::model::{Canonical, ParameterSpec, vit_parameters};
+    use tec_zoo::train::{MicroBatch, Recipe, Step, Student};
+
     use super::*;
 
     fn joined() -> World {
@@ -262,6 +270,87 @@ mod under_mpirun {
         let mut bytes = vec![rank as u8 + 9; 10_000_000];
         world.broadcast(&mut bytes).unwrap();
         assert!(bytes.iter().all(|byte| *byte == 9));
+        world.leave().unwrap();
+    }
+
+    /// Numbers in ±1 that depend on their place alone.
+    fn wave(seed: usize, len: usize) -> impl Iterator<Item = f32> {
+        (0..len).map(move |i| ((i * 7 + seed * 101) as f32 * 0.37).sin())
+    }
+
+    /// A base of small random weights.
+    fn base(dir: &Path) -> Canonical {
+        let config = serde_json::json!({"tec_zoo": {
+            "format": 1, "family": "mae", "feature": "cls",
+            "vit": {
+                "image_size": [64, 64], "patch_size": 16, "width": 64, "depth": 3, "heads": 4, "mlp_width": 128,
+                "norm_eps": 1e-6, "activation": "gelu-erf", "final_norm": true,
+                "position": {"kind": {"type": "learned"}, "resample": {"rule": "size"}},
+            },
+            "preprocessing": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "crop_pct": 0.875},
+            "provenance": {
+                "source_file": "random", "source_sha256": "", "source_bytes": 0, "container": "safetensors",
+                "converter": "timm", "tool": "test"
+            },
+            "licence": {"spdx": "unknown"},
+        }});
+        std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        let specs = vit_parameters(&Canonical::read_config(dir).unwrap().vit);
+        let tensors: Vec<(ParameterSpec, Vec<u8>)> = specs
+            .into_iter()
+            .enumerate()
+            .map(|(seed, spec)| {
+                let one = if spec.name.contains("norm") && spec.name.ends_with("weight") { 1.0 } else { 0.0 };
+                let bytes = wave(seed, spec.elements()).flat_map(|x| (one + 0.1 * x).to_le_bytes()).collect();
+                (spec, bytes)
+            })
+            .collect();
+        let views = tensors
+            .iter()
+            .map(|(spec, bytes)| (spec.name.as_str(), TensorView::new(Dtype::F32, spec.shape.clone(), bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+        Canonical::open(dir).unwrap()
+    }
+
+    /// Both targets share a decoder of several messages: its gradient is whole after the pass back through both, and must not
+    /// be sent before.
+    #[test]
+    #[ignore = "for tests/distributed/run"]
+    fn the_gradient_of_a_parameter_used_twice_is_sent_after_both_uses() {
+        let world = joined();
+        let dir = tempfile::tempdir().unwrap();
+        let base = base(dir.path());
+        let recipe = Recipe::load("nano", &["method.decoder.width=512".to_owned()]).unwrap();
+        let student = Student::of(&base.config().vit);
+        let batch = |rank: usize| MicroBatch {
+            count: 2,
+            images: wave(rank + 1000, 2 * 3 * 64 * 64).collect(),
+            noise: wave(rank + 2000, 2 * 16).map(|x| 0.5 + 0.5 * x).collect(),
+        };
+        let gradient = |world: &World, batches: &[MicroBatch]| {
+            let settings = recipe.step_settings();
+            let mut step = Step::new(Some(&base), student.vit().unwrap(), settings, &Device::Cpu).unwrap();
+            let decoder: usize = step
+                .parameters()
+                .slots()
+                .iter()
+                .map(|slot| slot.spec.name.starts_with("decoder_blocks.") as usize * slot.padded)
+                .sum();
+            assert!(decoder > 4 << 20, "a decoder of {decoder} values is sent in one piece");
+            let mut update = step.update(batches.len(), world).unwrap();
+            for batch in batches {
+                update.add(batch, &mut |_| ControlFlow::Continue(())).unwrap();
+            }
+            update.gradients().unwrap();
+            step.parameters().gradients().to_vec1::<f32>().unwrap()
+        };
+        let together = gradient(&world, &[batch(world.rank())]);
+        let alone = World::join(Place::alone(), &Device::Cpu).unwrap();
+        let all: Vec<MicroBatch> = (0..world.size()).map(batch).collect();
+        let alone = gradient(&alone, &all);
+        let largest = alone.iter().fold(0_f32, |most, value| most.max(value.abs()));
+        let worst = together.iter().zip(&alone).fold(0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(worst <= 1e-5 * largest, "{worst} of {largest}");
         world.leave().unwrap();
     }
 
