@@ -52,26 +52,26 @@ const THREADS: usize = 8;
 /// Who follows a scan, told a few times a second.
 pub(super) struct Listener<'a> {
     hear: Hear<'a>,
-    told: Instant,
+    told: Option<Instant>,
 }
 
 impl<'a> Listener<'a> {
     pub(super) fn new(hear: Hear<'a>) -> Self {
-        Self { hear, told: Instant::now() }
+        Self { hear, told: None }
     }
 
     /// Tells it now.
     pub(super) fn tell(&mut self, event: ScanEvent<'_>) -> Result<(), DataError> {
-        self.told = Instant::now();
+        self.told = Some(Instant::now());
         match (self.hear)(event) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(DataError::Interrupted),
         }
     }
 
-    /// Tells it if it is time to.
+    /// Tells it if it is time to, as it is at first.
     pub(super) fn tell_in_time(&mut self, event: impl FnOnce() -> ScanEvent<'static>) -> Result<(), DataError> {
-        match self.told.elapsed() >= EVERY {
+        match self.told.is_none_or(|told| told.elapsed() >= EVERY) {
             true => self.tell(event()),
             false => Ok(()),
         }

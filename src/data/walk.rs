@@ -31,6 +31,7 @@ impl Walk {
         listener: &mut Listener<'_>,
     ) -> Result<Self, DataError> {
         let (mut walk, mut waiting, mut seen) = (Self::default(), vec![folder.to_path_buf()], HashSet::new());
+        listener.tell(ScanEvent::Walking { folders: 0, images: 0 })?;
         while let Some(folder) = waiting.pop() {
             let io = |source| DataError::Io { path: folder.display().to_string(), source };
             if !seen.insert(fs::canonicalize(&folder).map_err(io)?) {
