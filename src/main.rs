@@ -3,6 +3,5 @@
 mod allocator;
 
 fn main() -> std::process::ExitCode {
-    allocator::keep_freed_memory();
-    tec_zoo::cli::main()
+    tec_zoo::cli::main(allocator::keep_freed_memory)
 }

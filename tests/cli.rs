@@ -1,5 +1,7 @@
 //! The program as a user meets it: what it prints, where, and how it exits.
 
+mod checks;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -201,7 +203,7 @@ fn a_size_that_is_no_multiple_of_the_patch_is_refused_with_one_that_is() {
     assert!(program.stderr(2, &calibrated).contains("--calibrate means nothing with --dtype f32"));
     let calibrated = ["export", "mae", "--out", "x.onnx", "--dtype", "int8", "--calibrate", "mae"];
     assert!(program.stderr(1, &calibrated).contains("names no images"));
-    let stderr = program.stderr(1, &["export", "mae", "--out", "x.onnx", "--size", "100x128"]);
+    let stderr = program.stderr(2, &["export", "mae", "--out", "x.onnx", "--size", "100x128"]);
     assert!(stderr.contains("--size 96x128"), "{stderr}");
     assert!(program.stderr(2, &["export", "mae", "--out", "x.onnx", "--size", "0x8"]).contains("not a size"));
     assert_eq!(program.names(), ["mae"]);

@@ -7,10 +7,11 @@ use tec_zoo::checkpoint::Checkpoint;
 use tec_zoo::convert::{self, Action, ConvertError, Layout, Plan, Request};
 use tec_zoo::kernels::Eager;
 use tec_zoo::model::{Canonical, Neck, RelativePosition, Vit, Weights, Window};
-use tec_zoo::onnx::runtime::{Images, Runtime, RuntimeError, RuntimeOptions, Session, find_ort_library};
-use tec_zoo::onnx::{ExportOptions, MapOptions, Purpose, Size, Target, export};
+use tec_zoo::onnx::runtime::{Images, Runtime, RuntimeError, RuntimeOptions, find_ort_library};
+use tec_zoo::onnx::{ExportOptions, MapOptions, Purpose, Size, Target};
 
 use super::parity::Reference;
+use super::quiet::{export, open, run};
 use crate::words::InFull;
 
 /// Activations are of order 1 to 10, blocks are few: ten times what was seen, a tenth of what is promised.
@@ -159,7 +160,7 @@ fn runs_agree(path: &Path, target: Target, reference: &Reference) {
     let values = images.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let images = Images { shape: [batch, 3, height, width], values };
     for runtime in runtimes(target) {
-        let outputs = Session::open(runtime, path, &runtime_options()).unwrap().run(&images).unwrap();
+        let outputs = run(&mut open(runtime, path, &runtime_options()).unwrap(), images.clone()).unwrap();
         for output in outputs {
             let ours = candle_core::Tensor::from_vec(output.values, output.shape, &candle_core::Device::Cpu).unwrap();
             reference.agrees_within(TOLERANCE, &output.name, &ours);

@@ -37,6 +37,8 @@ mod outputs;
 #[cfg(feature = "candle")]
 mod parity;
 mod position;
+#[cfg(feature = "cli")]
+mod quiet;
 mod stats;
 #[cfg(feature = "cli")]
 mod train;

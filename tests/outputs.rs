@@ -11,7 +11,9 @@ use tec_zoo::convert::{Request, convert};
 use tec_zoo::data::FeatureFile;
 use tec_zoo::destination::Destination;
 use tec_zoo::model::Canonical;
-use tec_zoo::onnx::{ExportOptions, export};
+use tec_zoo::onnx::ExportOptions;
+
+use crate::quiet::export;
 use tec_zoo::train::{Metrics, StepRecord};
 
 use super::cli::{Program, fixture};

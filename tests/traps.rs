@@ -3,6 +3,7 @@
 //! Each trap is set by spoiling a rightly converted model, and sprung by the authors' own activations.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -10,15 +11,21 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tec_zoo::destination::Destination;
+use tec_zoo::kernels::KernelError;
 use tec_zoo::model::{Activation, Canonical, Resample};
 use tec_zoo::verify::{
-    Cause, Golden, Options, Origin, Outcome, Point, PositionAxes, Precision, Report, StageReport, VerifyError,
+    Cause, Event, Golden, Options, Origin, Outcome, Point, PositionAxes, Precision, Report, StageReport, VerifyError,
     make_golden, verify,
 };
 use tempfile::TempDir;
 
 use crate::parity::convert;
 use crate::words::InFull;
+
+/// With nobody listening.
+fn replay(model: &Canonical, golden: &Golden, options: &Options) -> Result<Report, VerifyError> {
+    verify(model, golden, options, &mut |_| ControlFlow::Continue(()))
+}
 
 /// A converted model, open for spoiling.
 struct Spoiled {
@@ -91,7 +98,7 @@ impl Spoiled {
     }
 
     fn against(&self, family: &str) -> Report {
-        verify(&self.model(), &golden(family), &Options::default()).unwrap()
+        replay(&self.model(), &golden(family), &Options::default()).unwrap()
     }
 }
 
@@ -124,7 +131,7 @@ fn tec() -> Spoiled {
 
 #[track_caller]
 fn names(report: &Report, cause: &Cause, proven: bool, words: &str) {
-    assert!(!report.holds);
+    assert_eq!(report.holds, Some(false));
     let diagnosis = report.diagnosis.as_ref().unwrap();
     assert_eq!(&diagnosis.cause, cause, "{diagnosis:?}");
     assert_eq!(diagnosis.proven, proven, "{diagnosis:?}");
@@ -138,7 +145,7 @@ fn a_right_model_holds_and_nothing_is_suspected() {
         [(mae(), "mae"), (mocov3("base"), "mocov3"), (ibot("teacher"), "ibot"), (tec(), "tec"), (dinov2(), DINOV2)]
     {
         let report = spoiled.against(family);
-        assert!(report.holds, "{family}: {report}");
+        assert_eq!(report.holds, Some(true), "{family}: {report}");
         assert_eq!(report.origin, Origin::Upstream);
         assert!(report.stages.iter().all(|stage| stage.outcome == Outcome::Holds), "{report:?}");
     }
@@ -163,7 +170,7 @@ fn a_wrong_eps_is_named_even_where_it_hides_below_the_tolerance() {
         names(&wrong.against(family), &cause, true, "convert again with `norm_eps`: 1e-6");
 
         let lenient = Options { tolerance: Some(1e-4), ..Options::default() };
-        let report = verify(&wrong.model(), &golden(family), &lenient).unwrap();
+        let report = replay(&wrong.model(), &golden(family), &lenient).unwrap();
         assert_eq!(report.first_diverging, None);
         names(&report, &cause, true, "all stages are within 1.0e-4 relative, and yet");
     }
@@ -241,7 +248,7 @@ fn the_student_in_place_of_the_teacher_is_named() {
 
     let teacher = ibot("teacher").model();
     let options = Options { alternatives: vec![("teacher".into(), teacher)], ..Options::default() };
-    let report = verify(&student.model(), &golden("ibot"), &options).unwrap();
+    let report = replay(&student.model(), &golden("ibot"), &options).unwrap();
     names(&report, &cause, true, "the weights are the branch `student`");
 }
 
@@ -346,7 +353,7 @@ fn rounding_that_adds_up_is_not_blamed_on_a_setting() {
     let held = spoiled.against("mae");
     let worst = held.stages.iter().max_by(|a, b| relative(a).total_cmp(&relative(b))).unwrap();
     let options = Options { tolerance: Some(relative(worst) * 0.99), ..Options::default() };
-    let report = verify(&spoiled.model(), &golden("mae"), &options).unwrap();
+    let report = replay(&spoiled.model(), &golden("mae"), &options).unwrap();
     assert_eq!(report.first_diverging, Some(worst.stage));
     names(&report, &Cause::Rounding, false, "accept a greater tolerance");
 }
@@ -368,22 +375,22 @@ fn values_that_are_not_numbers_diverge() {
 fn a_record_made_here_replays_and_catches_a_changed_weight() {
     let mut spoiled = tec();
     let path = spoiled.path().join("golden.safetensors");
-    make_golden(&spoiled.model(), &path).unwrap();
+    make_golden(&spoiled.model(), &path, &mut |_| ControlFlow::Continue(())).unwrap();
     let first = std::fs::read(&path).unwrap();
-    make_golden(&spoiled.model(), &path).unwrap_err();
-    make_golden(&spoiled.model(), Destination::new(&path).overwrite(true)).unwrap();
+    make_golden(&spoiled.model(), &path, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    make_golden(&spoiled.model(), Destination::new(&path).overwrite(true), &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(first, std::fs::read(&path).unwrap(), "the same model gives the same record");
 
     let golden = Golden::open(&path).unwrap();
     assert_eq!((golden.origin(), golden.fact("family")), (Origin::Own, Some("tec")));
-    let report = verify(&spoiled.model(), &golden, &Options::default()).unwrap();
-    assert!(report.holds, "{report}");
+    let report = replay(&spoiled.model(), &golden, &Options::default()).unwrap();
+    assert_eq!(report.holds, Some(true), "{report}");
     let stages: Vec<String> = report.stages.iter().map(|stage| stage.stage.to_string()).collect();
     let all = ["cls_token_merged", "embedded", "block0", "block1", "block2", "block3", "norm", "adapted", "last_large"];
     assert_eq!(stages, all);
 
     spoiled.tensors.get_mut("patch_embed.proj.bias").unwrap().1[0] += 0.1;
-    let report = verify(&spoiled.model(), &golden, &Options::default()).unwrap();
+    let report = replay(&spoiled.model(), &golden, &Options::default()).unwrap();
     assert_eq!(report.first_diverging, Some(Point::Embedded));
     names(&report, &Cause::DifferentWeights, false, "provenance");
 }
@@ -416,9 +423,35 @@ fn a_record_that_does_not_fit_is_refused_before_anything_runs() {
         &[("images", &[1, 3, 64, 80]), ("block0", &[1, 17, 16])],
     ] {
         let golden = Golden::open(&write("e", tensors)).unwrap();
-        let refused = verify(&model, &golden, &Options::default()).unwrap_err();
+        let refused = replay(&model, &golden, &Options::default()).unwrap_err();
         assert!(matches!(refused, VerifyError::Misfit { .. }), "{refused}");
     }
     let odd = Golden::open(&write("f", &[("images", &[1, 3, 60, 64]), ("block0", &[1, 17, 16])])).unwrap();
-    assert!(matches!(verify(&model, &odd, &Options::default()), Err(VerifyError::Kernel(_))));
+    assert!(matches!(replay(&model, &odd, &Options::default()), Err(VerifyError::Kernel(_))));
+}
+
+#[test]
+fn a_replay_and_a_recording_end_where_their_listener_says_so() {
+    let model = Spoiled::of("mae_pretrain_vit_tiny.pth", "mae", None);
+    let model = model.model();
+    let record = golden("mae");
+    let mut layers = 0;
+    let listen = &mut |_: Event<'_>| {
+        layers += 1;
+        ControlFlow::Continue(())
+    };
+    verify(&model, &record, &Options::default(), listen).unwrap();
+    assert!(layers > 8, "{layers}");
+    for at in [0, layers / 2, layers - 1] {
+        let mut left = at;
+        let ended = verify(&model, &record, &Options::default(), &mut |_| {
+            left -= 1;
+            if left < 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(ended, Err(VerifyError::Kernel(KernelError::Interrupted))), "{ended:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("golden.safetensors");
+    assert!(make_golden(&model, &path, &mut |_| ControlFlow::Break(())).is_err());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

@@ -8,7 +8,7 @@ use super::{interrupt, output::Output, runtimes};
 use crate::data::{ImageBatches, Input};
 use crate::model::Canonical;
 use crate::onnx::runtime::Images;
-use crate::onnx::{Calibration, Calibrator, ExportOptions, Size};
+use crate::onnx::{Calibration, Calibrator, Event, ExportOptions, Size};
 
 /// Images looked at, of folders with more: ranges hardly widen after a few dozen.
 const MOST: usize = 256;
@@ -33,12 +33,13 @@ pub(super) fn calibrate(
     };
     let mut batches = ImageBatches::new(input, config.preprocessing, size, 1, true)?;
     let scratch = tempfile::tempdir()?;
-    let mut calibrator = Calibrator::new(model, options, scratch.path(), &runtimes::options(None))?;
+    let mut hear = |_: Event<'_>| interrupt::flow();
+    let mut calibrator = Calibrator::new(model, options, scratch.path(), &runtimes::options(None), &mut hear)?;
     let bar = output.images_bar(batches.total().min(MOST) as u64);
     for _ in 0..MOST {
         interrupt::check()?;
         let Some(batch) = batches.next_batch()? else { break };
-        calibrator.observe(&Images { shape: batch.shape, values: batch.values })?;
+        calibrator.observe(Images { shape: batch.shape, values: batch.values }, &mut hear)?;
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -10,12 +10,18 @@ use crate::model::Preprocessing;
 use crate::onnx::runtime::{Images, Runtime};
 use crate::onnx::{CheckOptions, Reference, Tolerance, check};
 
-/// Run an exported graph in several runtimes and compare every output
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+const EXAMPLES: &str = "Examples:
   tec-zoo check ibot.onnx --against ibot
   tec-zoo check ibot.onnx --runtimes ort,tract --atol 1e-5 --json
-  tec-zoo check any.onnx --against ibot --size 224,512,480x640")]
+  tec-zoo check any.onnx --against ibot --size 224,512,480x640
+
+Exit code 3: an output differs, a runtime of --runtimes did not run it, or
+nothing could be said, as of a file that would be compared with itself.
+";
+
+/// Run an exported graph in several runtimes and compare every output
+#[derive(Debug, clap::Args)]
+#[command(after_help = format!("{EXAMPLES}\n{}", runtimes::FOUND))]
 pub(super) struct Args {
     /// The graph
     file: PathBuf,
@@ -28,8 +34,8 @@ pub(super) struct Args {
     /// Sizes of synthetic images, for a graph that takes any; three by default
     #[arg(long, value_name = "HxW", value_delimiter = ',', value_parser = super::size::parse, conflicts_with = "input")]
     size: Vec<[usize; 2]>,
-    /// Runtimes to ask: ort, tract, candle
-    #[arg(long, value_delimiter = ',', value_parser = runtimes::parse, default_value = "ort,tract,candle")]
+    /// Runtimes that have to run it: ort, tract, candle; every one that is found when left out
+    #[arg(long, value_delimiter = ',', value_parser = runtimes::parse)]
     runtimes: Vec<Runtime>,
     /// Threads for one run; as many as the machine has when left out
     #[arg(long)]
@@ -55,15 +61,14 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         sizes: args.size.clone(),
     };
     let reference = model.as_ref().map_or(Reference::FirstRuntime, Reference::Model);
-    let report = check(&args.file, reference, &options)?;
+    let mut progress = runtimes::Progress::new(output);
+    let report = check(&args.file, reference, &options, &mut |event| progress.hear(event))?;
+    drop(progress);
     match args.json {
         true => output.json(&report)?,
         false => runtimes::print(&report, output)?,
     }
-    if report.ran() == 0 {
-        bail!("no runtime could run `{}`", args.file.display());
-    }
-    Ok(if report.passed() { Exit::Done } else { Exit::NotHeld })
+    Ok(if report.holds == Some(true) { Exit::Done } else { Exit::NotHeld })
 }
 
 /// Largest number of images of an input that is used.

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 
+use super::hint::Advised;
 use super::{exit::Exit, exit::Usage, interrupt, out, output::Output, registry, runtimes};
 use crate::data::{Batch, FeatureFile, ImageBatches, Input};
+use crate::hint::Hint;
 use crate::kernels::Eager;
 use crate::model::{Canonical, FeatureOutput, Vit};
 use crate::onnx::runtime::{Images, Runtime, Session};
@@ -44,12 +46,18 @@ pub(super) struct Args {
     /// Size image files are brought to; the model's own when left out
     #[arg(long, value_name = "HxW", value_parser = super::size::parse)]
     size: Option<[usize; 2]>,
+    /// The processor; graphics cards are not used here
+    #[arg(long, hide = true)]
+    device: Option<String>,
     /// Go on past images that cannot be read, and name them at the end
     #[arg(long)]
     skip_broken: bool,
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    if args.device.as_ref().is_some_and(|device| device != "cpu") {
+        return Err(Usage("embed computes on the processor: there is no other device".into()).into());
+    }
     let out = out::file(&args.out, args.overwrite, false, output)?;
     let model = registry::open(&args.model, output)?;
     let config = model.config();
@@ -57,6 +65,12 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         wanted.validate(&config.vit).map_err(Usage)?;
     }
     let size = args.size.unwrap_or(config.vit.image_size);
+    let patch = config.vit.patch_size;
+    if size.iter().any(|side| !side.is_multiple_of(patch)) {
+        let near = size.map(|side| ((side + patch / 2) / patch).max(1) * patch);
+        let text = format!("images of {}x{} are no whole patches of {patch} pixels", size[0], size[1]);
+        return Err(Advised::usage(Usage(text), Hint::new().set("size", format!("{}x{}", near[0], near[1]))));
+    }
     let input = Input::resolve(&args.input)?;
     let mut batches = ImageBatches::new(input, config.preprocessing, size, args.batch.into(), args.skip_broken)?;
     let bar = output.images_bar(batches.total() as u64);
@@ -117,7 +131,8 @@ impl<'a> Engine<'a> {
                     *session = Some(open(args, model, size)?);
                 }
                 let (session, ..) = session.as_mut().context("no graph is open")?;
-                let outputs = session.run(&Images { shape: batch.shape, values: batch.values })?;
+                let outputs =
+                    session.run(Images { shape: batch.shape, values: batch.values }, &mut |_| interrupt::flow())?;
                 Ok(outputs.into_iter().map(|output| (output.name, output.shape, output.values)).collect())
             }
         }
@@ -148,6 +163,7 @@ fn open(args: &Args, model: &Canonical, size: [usize; 2]) -> Result<(Session, [u
         size: Size::Fixed(size),
         ..ExportOptions::default()
     };
-    export(model, path, &options)?;
-    Ok((Session::open(args.runtime, path, &runtimes::options(None))?, size, folder))
+    export(model, path, &options, &mut |_| interrupt::flow())?;
+    let session = Session::open(args.runtime, path, &runtimes::options(None), &mut |_| interrupt::flow())?;
+    Ok((session, size, folder))
 }

@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::json;
 
 use super::calibrate::calibrate;
+use super::hint::Advised;
 use super::{exit::Exit, exit::Usage, out, output::Output, registry, runtimes};
 use crate::destination::Destination;
+use crate::hint::Hint;
+use crate::memory;
 use crate::model::{Canonical, Resample};
+use crate::onnx::runtime::Runtime;
 use crate::onnx::{
     Adapters, CheckOptions, Dtype, ExportOptions, ExportReport, LevelNorm, MapOptions, Purpose, Reference, Size,
     Target, check, export,
@@ -121,9 +125,7 @@ enum TargetArg {
     Ort,
 }
 
-/// Write an ONNX backbone, and check it in every runtime found
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+const EXAMPLES: &str = "Examples:
   tec-zoo export ibot --out ibot.onnx
   tec-zoo export tec --out tec.onnx --adapters keep --target ort
   tec-zoo export mae --out levels.onnx --for levels --levels 3,5,7,11 --size 512x512
@@ -132,7 +134,16 @@ enum TargetArg {
   tec-zoo export ibot --out any.onnx --dynamic --pad
   tec-zoo export ibot --out half.onnx --dtype f16
   tec-zoo export ibot --out small.onnx --dtype int8 --calibrate photos/
-  tec-zoo export mae --out camera.onnx --size 480x640 --normalize-input")]
+  tec-zoo export mae --out camera.onnx --size 480x640 --normalize-input
+  tec-zoo export ibot --out ibot.onnx --runtimes ort,tract
+
+Exit code 3: the file is written and the check does not hold: an output differs,
+or a runtime of --runtimes did not run it.
+";
+
+/// Write an ONNX backbone, and check it in every runtime found
+#[derive(Debug, clap::Args)]
+#[command(after_help = format!("{EXAMPLES}\n{}", runtimes::FOUND))]
 pub(super) struct Args {
     /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     model: String,
@@ -180,12 +191,21 @@ pub(super) struct Args {
     /// .safetensors file whose tensor `images` (B, 3, H, W) is already normalised; 256 at most are looked at
     #[arg(long, value_name = "IMAGES")]
     calibrate: Option<PathBuf>,
+    /// How others spell --dtype f16
+    #[arg(long, aliases = ["f16", "half"], hide = true)]
+    fp16: bool,
+    /// How others spell --dtype int8
+    #[arg(long, aliases = ["quantize"], hide = true)]
+    int8: bool,
     /// Who will run it
     #[arg(long, value_enum, default_value = "portable")]
     target: TargetArg,
     /// Operator set; the target's own when left out
     #[arg(long)]
     opset: Option<u32>,
+    /// Runtimes that have to run it: ort, tract, candle; every one that is found when left out
+    #[arg(long, value_delimiter = ',', value_parser = runtimes::parse, conflicts_with = "no_check")]
+    runtimes: Vec<Runtime>,
     /// Do not run the graph after writing it
     #[arg(long)]
     no_check: bool,
@@ -218,6 +238,12 @@ fn purpose(args: &Args) -> Result<Purpose, Usage> {
 }
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
+    for (spelled, dtype) in [(args.fp16, "f16"), (args.int8, "int8")] {
+        if spelled {
+            let text = format!("the type of numbers {dtype} is asked for otherwise here");
+            return Err(Advised::usage(Usage(text), Hint::new().set("dtype", dtype)));
+        }
+    }
     let purpose = purpose(args)?;
     let out = out::file(&args.out, args.overwrite, args.json, output)?;
     let model = registry::open(&args.model, output)?;
@@ -253,7 +279,9 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         Some(scratch) => Destination::new(scratch.path().join("export.onnx")),
         None => out.clone(),
     };
-    let written = export(&model, file, &options)?;
+    let mut progress = runtimes::Progress::new(output);
+    let written = export(&model, file, &options, &mut |event| progress.hear(event))?;
+    drop(progress);
     if scratch.is_some() && written.data.is_some() {
         bail!(
             "{out} takes one file, and this model's weights need a second one beside it\nhint: give the name of a file"
@@ -292,16 +320,28 @@ fn report(
     }
     if args.no_check {
         if args.json {
-            output.json(&json!({ "export": written, "check": null }))?;
+            output.json(&json!({ "holds": null, "export": written, "check": null, "peak_memory": memory::peak() }))?;
         }
         return Ok(Exit::Done);
     }
-    output.say("checking in every runtime found …");
-    let options = CheckOptions { runtime: runtimes::options(None), ..CheckOptions::default() };
-    let report = check(&written.path, Reference::Model(model), &options)?;
+    let options =
+        CheckOptions { runtimes: args.runtimes.clone(), runtime: runtimes::options(None), ..CheckOptions::default() };
+    let mut progress = runtimes::Progress::new(output);
+    let report = check(&written.path, Reference::Model(model), &options, &mut |event| progress.hear(event))
+        .with_context(|| format!("{out} is written, and not checked"))?;
+    drop(progress);
+    let peak = memory::peak();
     match args.json {
-        true => output.json(&json!({ "export": written, "check": report }))?,
-        false => runtimes::print(&report, output)?,
+        true => {
+            let report = json!({ "holds": report.holds, "export": written, "check": report, "peak_memory": peak });
+            output.json(&report)?;
+        }
+        false => {
+            runtimes::print(&report, output)?;
+            if let Some(peak) = peak {
+                output.line(format_args!("peak memory: {}", indicatif::HumanBytes(peak)))?;
+            }
+        }
     }
-    Ok(if report.passed() { Exit::Done } else { Exit::NotHeld })
+    Ok(if report.holds == Some(true) { Exit::Done } else { Exit::NotHeld })
 }

@@ -5,9 +5,9 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::export::{AdaptersArg, DtypeArg, For};
-use super::{exit::Exit, interrupt, output::Output, registry, runtimes};
+use super::{exit::Exit, output::Output, registry, runtimes};
 use crate::model::{VitConfig, quarters};
-use crate::onnx::matrix::{Cell, Row, Variant, row};
+use crate::onnx::matrix::{Cell, Row, Variant, holds, row};
 use crate::onnx::runtime::Runtime;
 use crate::onnx::{CheckOptions, ExportOptions, MapOptions, Size};
 
@@ -23,8 +23,8 @@ size are made for the model's own and for a rectangle; dynamic ones run at three
 pub(super) struct Args {
     /// A directory in the common format, a pretraining's folder or checkpoint, or a name of the zoo
     model: String,
-    /// Runtimes to ask: ort, tract, candle
-    #[arg(long, value_delimiter = ',', value_parser = runtimes::parse, default_value = "ort,tract,candle")]
+    /// Runtimes to ask, each of which has to run some variant: ort, tract, candle; every one that is found when left out
+    #[arg(long, value_delimiter = ',', value_parser = runtimes::parse)]
     runtimes: Vec<Runtime>,
     /// Threads for one run; as many as the machine has when left out
     #[arg(long)]
@@ -46,22 +46,28 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let (runtimes, runtime) = (args.runtimes.clone(), runtimes::options(args.threads));
     let options = CheckOptions { runtimes, runtime, ..CheckOptions::default() };
     let variants = variants(&model.config().vit);
-    let bar = output.steps_bar();
-    bar.set_length(variants.len() as u64);
+    let mut progress = runtimes::Progress::new(output);
     let mut rows = Vec::with_capacity(variants.len());
-    for variant in &variants {
-        interrupt::check()?;
-        bar.set_message(variant.labels.join(" "));
-        rows.push(row(&model, variant, scratch.path(), &options)?);
-        bar.inc(1);
+    for (i, variant) in variants.iter().enumerate() {
+        progress.about(format!("{}/{} {}: ", i + 1, variants.len(), variant.labels.join(" ")));
+        rows.push(row(&model, variant, scratch.path(), &options, &mut |event| progress.hear(event))?);
     }
-    bar.finish_and_clear();
+    drop(progress);
+    let holds = holds(&rows, &options);
+    let asked = rows
+        .iter()
+        .map(|row| row.cells.iter().map(|(runtime, _)| *runtime).collect())
+        .find(|asked: &Vec<_>| !asked.is_empty());
+    let asked = asked.unwrap_or_default();
     match (args.json, args.markdown) {
-        (true, _) => output.json(&json!({ "columns": LABELS, "rows": rows }))?,
-        (_, true) => print_markdown(&rows, &args.runtimes, output)?,
-        _ => print(&rows, &args.runtimes, output)?,
+        (true, _) => output.json(&json!({ "holds": holds, "columns": LABELS, "rows": rows }))?,
+        (_, true) => print_markdown(&rows, &asked, output)?,
+        _ => print(&rows, &asked, output)?,
     }
-    Ok(if rows.iter().all(Row::holds) { Exit::Done } else { Exit::NotHeld })
+    if holds != Some(true) && rows.iter().all(Row::holds) {
+        output.warn("a runtime that had to run, or every runtime, ran no variant");
+    }
+    Ok(if holds == Some(true) { Exit::Done } else { Exit::NotHeld })
 }
 
 /// Every combination of what `export` offers; a new value of one of its options is a new row.

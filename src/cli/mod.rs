@@ -95,8 +95,9 @@ enum Verb {
     Completions(completions::Args),
 }
 
-/// Runs the program.
-pub fn main() -> ExitCode {
+/// Runs the program. `keep_freed_memory` has the allocator keep what is freed for the next taker: training takes the same again
+/// and again, and everything else gives back what one part of its work needed before the next.
+pub fn main(keep_freed_memory: fn()) -> ExitCode {
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return misread(&error),
@@ -105,6 +106,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let mut output = Output::new(cli.color, cli.quiet, json);
     interrupt::install();
+    if matches!(cli.verb, Verb::Pretrain(_)) {
+        keep_freed_memory();
+    }
     let result: Result<Exit> = match cli.verb {
         Verb::List(args) => list::run(&args, &mut output),
         Verb::Info(args) => info::run(&args, &mut output),

@@ -197,6 +197,11 @@ impl Output {
         self.bar(0, "{wide_msg}")
     }
 
+    /// A line that says what is being done.
+    pub(super) fn spinner(&self) -> ProgressBar {
+        self.bar(0, "{spinner} {wide_msg} {elapsed}")
+    }
+
     fn bar(&self, total: u64, template: &str) -> ProgressBar {
         let hidden = self.quiet || !stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::hint::{self, Advised};
-use super::{exit::Exit, exit::Usage, output::Output, output::Paint, registry};
+use super::{exit::Exit, exit::Usage, interrupt, output::Output, output::Paint, registry};
 use crate::destination::Destination;
 use crate::hint::{Command, Hint};
 use crate::model::{Canonical, ModelFile};
@@ -52,7 +52,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         return Err(Advised::refusal(text, Hint::new().command(convert).words(" makes a model of it that does")));
     }
     if args.record {
-        make_golden(&model, Destination::new(&own).overwrite(args.overwrite))?;
+        make_golden(&model, Destination::new(&own).overwrite(args.overwrite), &mut |_| interrupt::flow())?;
         output.line(own.display())?;
         return Ok(Exit::Done);
     }
@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     });
     let options = Options { tolerance: args.tolerance, alternatives: alternatives.collect::<Result<Vec<_>>>()? };
     let report = replay(&model, &Golden::open(path)?, &options, args.json, output)?;
-    Ok(if report.holds { Exit::Done } else { Exit::NotHeld })
+    Ok(if report.holds == Some(true) { Exit::Done } else { Exit::NotHeld })
 }
 
 /// Replays and prints.
@@ -83,7 +83,7 @@ pub(super) fn replay(
     json: bool,
     output: &mut Output,
 ) -> Result<Report> {
-    let report = verify(model, golden, options)?;
+    let report = verify(model, golden, options, &mut |_| interrupt::flow())?;
     let hint = report.diagnosis.as_ref().map(|diagnosis| hint::shown(&diagnosis.action));
     if json {
         let mut value = serde_json::to_value(&report)?;
@@ -114,7 +114,7 @@ pub(super) fn replay(
         })
         .collect();
     output.table(&["STAGE", "MAX |Δ|", "RELATIVE", "COSINE", "VERDICT"], &rows, &[1, 2, 3])?;
-    let verdict = if report.holds { Paint::Good } else { Paint::Bad };
+    let verdict = if report.holds == Some(true) { Paint::Good } else { Paint::Bad };
     let text = output.paint_out(verdict, &report.to_string());
     output.line(text)?;
     if let Some(hint) = hint {

@@ -139,7 +139,7 @@ pub(super) fn place(
         std::fs::copy(&golden, &kept).map_err(FetchError::io("copy", &golden))?;
     }
     let structure = structure(&fresh.0, manifest)?;
-    let checked = if kept.is_file() { replayed(&fresh.0, manifest, &kept, structure)? } else { structure };
+    let checked = if kept.is_file() { replayed(&fresh.0, manifest, &kept, structure, caller)? } else { structure };
     caller.check()?;
     caller.tell(Event::Checked { how: checked.clone() });
     store.replace_model(&manifest.name, &fresh.0, options.chunk, caller)?;
@@ -184,14 +184,21 @@ fn structure(dir: &Path, manifest: &Manifest) -> Result<Checked, FetchError> {
 
 /// Replays a record of activations.
 #[cfg(feature = "candle")]
-fn replayed(dir: &Path, manifest: &Manifest, golden: &Path, _: Checked) -> Result<Checked, FetchError> {
+fn replayed(
+    dir: &Path,
+    manifest: &Manifest,
+    golden: &Path,
+    _: Checked,
+    caller: &Caller,
+) -> Result<Checked, FetchError> {
     use crate::verify::{self, Golden, Options, Origin};
 
     let failed = |reason: String| FetchError::Golden { model: manifest.name.clone(), reason };
     let record = Golden::open(golden).map_err(|error| failed(in_full(&error)))?;
-    let report = verify::verify(&Canonical::open(dir)?, &record, &Options::default());
+    let report = verify::verify(&Canonical::open(dir)?, &record, &Options::default(), &mut |_| caller.flow());
+    caller.check()?;
     let report = report.map_err(|error| failed(in_full(&error)))?;
-    if !report.holds {
+    if report.holds != Some(true) {
         return Err(failed(report.to_string()));
     }
     let worst = report.stages.iter().filter_map(|stage| stage.difference).map(|difference| difference.relative);
@@ -204,7 +211,7 @@ fn replayed(dir: &Path, manifest: &Manifest, golden: &Path, _: Checked) -> Resul
 
 /// Without a forward pass there is nothing to replay with.
 #[cfg(not(feature = "candle"))]
-fn replayed(_: &Path, _: &Manifest, _: &Path, structure: Checked) -> Result<Checked, FetchError> {
+fn replayed(_: &Path, _: &Manifest, _: &Path, structure: Checked, _: &Caller) -> Result<Checked, FetchError> {
     Ok(structure)
 }
 

@@ -1,6 +1,7 @@
 //! The [`Ops`] of a model directory, on candle's CPU tensors.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
@@ -31,7 +32,7 @@ use crate::model::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct Eager<'a> {
+pub struct Eager<'a, P = Unattended> {
     model: &'a Canonical,
     device: Device,
     precision: DType,
@@ -42,6 +43,31 @@ pub struct Eager<'a> {
     layers: HashMap<String, (Operand, Tensor)>,
     /// Position tables, resampled.
     positions: HashMap<(String, [usize; 2]), (PositionRequest, Tensor)>,
+    /// Whether parameters are kept for the next pass.
+    keep: bool,
+    pulse: P,
+}
+
+/// Who is told each layer's name before it is computed, and may end the pass there.
+pub trait Pulse {
+    /// Whether to go on to the layer `name`; a `Break` ends the pass with [`KernelError::Interrupted`].
+    fn layer(&mut self, name: &str) -> ControlFlow<()>;
+}
+
+/// Nobody: the pass runs to its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Unattended;
+
+impl Pulse for Unattended {
+    fn layer(&mut self, _: &str) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+impl<F: FnMut(&str) -> ControlFlow<()>> Pulse for F {
+    fn layer(&mut self, name: &str) -> ControlFlow<()> {
+        self(name)
+    }
 }
 
 /// A weight as matrix products take it.
@@ -70,7 +96,21 @@ impl<'a> Eager<'a> {
     pub fn on(model: &'a Canonical, device: Device, precision: DType) -> Self {
         let (parameters, operands) = (HashMap::new(), HashMap::new());
         let (layers, positions) = (HashMap::new(), HashMap::new());
-        Self { model, device, precision, parameters, operands, layers, positions }
+        Self { model, device, precision, parameters, operands, layers, positions, keep: true, pulse: Unattended }
+    }
+
+    /// The same executor, which tells `pulse` of each layer.
+    pub fn attended<P: Pulse>(self, pulse: P) -> Eager<'a, P> {
+        let Self { model, device, precision, parameters, operands, layers, positions, keep, pulse: Unattended } = self;
+        Eager { model, device, precision, parameters, operands, layers, positions, keep, pulse }
+    }
+}
+
+impl<'a, P: Pulse> Eager<'a, P> {
+    /// Forgets each parameter once it is used: a pass then takes the memory of its values, not of the model.
+    pub fn forgetful(mut self) -> Self {
+        self.keep = false;
+        self
     }
 
     /// The model.
@@ -128,6 +168,7 @@ impl<'a> Eager<'a> {
 
     /// The weight of the layer `name` as matrix products take it, and the bias.
     fn layer(&mut self, name: &str) -> Result<(Operand, Tensor), KernelError> {
+        self.ask(name)?;
         let weight = format!("{name}.weight");
         if let Some(operand) = self.operands.get(&weight) {
             return Ok((operand.clone(), self.parameter(&format!("{name}.bias"))?));
@@ -138,8 +179,18 @@ impl<'a> Eager<'a> {
         let operand = run(name, || self.operand(&wide.reshape((wide.dim(0)?, ()))?))?;
         // One copy is enough.
         self.parameters.remove(&weight);
-        self.operands.insert(weight, operand.clone());
+        if self.keep {
+            self.operands.insert(weight, operand.clone());
+        }
         Ok((operand, bias))
+    }
+
+    /// Whether to go on to the layer `name`.
+    fn ask(&mut self, name: &str) -> Result<(), KernelError> {
+        match self.pulse.layer(name) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(KernelError::Interrupted),
+        }
     }
 
     /// A weight (out, in) as matrix products take it.
@@ -156,6 +207,7 @@ impl<'a> Eager<'a> {
         if let Some(layer) = self.layers.get(name) {
             return Ok(layer.clone());
         }
+        self.ask(name)?;
         let (mut weight, mut bias) =
             (self.parameter(&format!("{name}.weight"))?, self.parameter(&format!("{name}.bias"))?);
         if let Some((norm, eps)) = norm {
@@ -172,12 +224,15 @@ impl<'a> Eager<'a> {
             let weight = weight.permute([2, 3, 1, 0])?.contiguous()?.reshape(((), inner))?;
             Ok((self.operand(&weight)?, Tensor::cat(&[&bias, &bias, &bias, &bias], 0)?))
         })?;
-        self.layers.insert(name.into(), layer.clone());
+        if self.keep {
+            self.layers.insert(name.into(), layer.clone());
+        }
         Ok(layer)
     }
 
     /// A convolution (out, in, side, side) as a Linear side²·in → out, and its side.
     fn convolution(&mut self, name: &str) -> Result<(usize, (Operand, Tensor)), KernelError> {
+        self.ask(name)?;
         let weight = self.parameter(&format!("{name}.weight"))?;
         let (out, _, side, _) = run(name, || weight.dims4())?;
         if let Some(layer) = self.layers.get(name) {
@@ -187,7 +242,9 @@ impl<'a> Eager<'a> {
             let weight = weight.permute([0, 2, 3, 1])?.contiguous()?.reshape((out, ()))?;
             Ok((self.operand(&weight)?, Tensor::zeros(out, DType::F32, &self.device)?))
         })?;
-        self.layers.insert(name.into(), layer.clone());
+        if self.keep {
+            self.layers.insert(name.into(), layer.clone());
+        }
         Ok((side, layer))
     }
 
@@ -207,7 +264,7 @@ impl<'a> Eager<'a> {
     }
 }
 
-impl Ops for Eager<'_> {
+impl<P: Pulse> Ops for Eager<'_, P> {
     type Value = Tensor;
     type Grid = [usize; 2];
     type Error = KernelError;
@@ -219,7 +276,9 @@ impl Ops for Eager<'_> {
         let tensor =
             tensor_of(&self.stored(name)?).map_err(|reason| KernelError::Parameter { name: name.into(), reason })?;
         let tensor = run(name, || tensor.to_device(&self.device))?;
-        self.parameters.insert(name.into(), tensor.clone());
+        if self.keep {
+            self.parameters.insert(name.into(), tensor.clone());
+        }
         Ok(tensor)
     }
 

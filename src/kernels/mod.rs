@@ -39,8 +39,8 @@ mod tokens;
 pub use adamw::AdamW;
 pub(crate) use adamw::norm;
 pub use device::{DeviceError, open_device};
-pub use eager::Eager;
 pub(crate) use eager::tensor_of;
+pub use eager::{Eager, Pulse, Unattended};
 pub(crate) use losses::{Axis, normalise, soft_cross_entropy, squared_error};
 pub use parameters::{Parameters, Slot};
 pub(crate) use row_logits::RowLogits;
@@ -94,6 +94,9 @@ pub enum KernelError {
         /// candle's reason.
         source: candle_core::Error,
     },
+    /// Whoever attends the pass ended it.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl KernelError {

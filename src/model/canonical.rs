@@ -244,6 +244,16 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Gives the memory of what was read back to the system; it is read anew when it is needed again.
+    pub fn release(&self) {
+        // SAFETY: the map is of a file, and read-only: its pages come back from the file as they were.
+        #[cfg(unix)]
+        let released = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        // Where the system will not, it stays as it is.
+        #[cfg(unix)]
+        drop(released);
+    }
+
     fn require(&self, specs: &[ParameterSpec]) -> Result<(), CanonicalError> {
         let mut problems = Vec::new();
         for spec in specs {
@@ -366,6 +376,13 @@ impl Canonical {
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Gives the memory of what was read of every file back to the system.
+    pub fn release(&self) {
+        for weights in [Some(&self.model), self.adapters.as_ref(), self.neck.as_ref()].into_iter().flatten() {
+            weights.release();
+        }
     }
 
     /// The backbone's file.

@@ -1,16 +1,18 @@
 //! Does a graph compute what the model computes? Every runtime at hand is asked, and every output compared.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::dtype::Dtype;
+use super::event::{Interrupted, Listener};
 use super::export::{Adapters, ExportError, ExportOptions, ExportReport, export};
-use super::feed::{Feed, Interface};
+use super::feed::Interface;
 use super::purpose::{LevelNorm, MapOptions, NeckUse, Purpose};
 use super::read::{ModelInfo, ReadError};
-use super::runtime::{Images, Output, Runtime, RuntimeError, RuntimeOptions, Session};
+use super::runtime::{Feed, Images, Output, Runtime, RuntimeError, RuntimeOptions, Session};
+use super::verdict::{CheckReport, OutputCheck, RuntimeCheck, RuntimeVerdict};
 use crate::causes::in_full;
 use crate::hint::Hint;
 #[cfg(not(feature = "candle"))]
@@ -79,9 +81,10 @@ pub enum Reference<'a> {
 }
 
 /// What to check with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct CheckOptions {
-    /// Runtimes to ask, in this order.
+    /// Runtimes that have to run the graph, asked in this order; when empty, every one is asked that is found, and none has to
+    /// but an ONNX Runtime whose library [`RuntimeOptions`] names.
     pub runtimes: Vec<Runtime>,
     /// Where they are.
     pub runtime: RuntimeOptions,
@@ -94,10 +97,22 @@ pub struct CheckOptions {
     pub sizes: Vec<[usize; 2]>,
 }
 
-impl Default for CheckOptions {
-    fn default() -> Self {
-        let (runtimes, runtime) = (Runtime::ALL.to_vec(), RuntimeOptions::default());
-        Self { runtimes, runtime, tolerance: None, images: None, sizes: vec![] }
+impl CheckOptions {
+    /// The runtimes to ask, each once.
+    pub(super) fn asked(&self) -> Vec<Runtime> {
+        let mut asked = Vec::new();
+        for &runtime in if self.runtimes.is_empty() { Runtime::ALL.as_slice() } else { &self.runtimes } {
+            if !asked.contains(&runtime) {
+                asked.push(runtime);
+            }
+        }
+        asked
+    }
+
+    /// Those of them that have to run.
+    pub(super) fn named(&self) -> Vec<Runtime> {
+        let told = self.runtime.ort_library.is_some();
+        self.asked().into_iter().filter(|one| !self.runtimes.is_empty() || (*one == Runtime::Ort && told)).collect()
     }
 }
 
@@ -125,6 +140,9 @@ pub enum CheckError {
         /// Why.
         reason: String,
     },
+    /// The listener ended it.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 impl CheckError {
@@ -137,156 +155,114 @@ impl CheckError {
     }
 }
 
-/// One output compared.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct OutputCheck {
-    /// Name.
-    pub name: String,
-    /// Shape the runtime gave.
-    pub shape: Vec<usize>,
-    /// Largest difference.
-    pub max_abs_diff: f32,
-    /// Mean difference.
-    pub mean_abs_diff: f32,
-    /// Cosine of the two outputs as vectors.
-    pub cosine: f64,
-    /// The same without the hundredth of the values that are largest in the reference: trained ViTs have a few values a
-    /// thousand times as large as the rest, and a cosine of all sees nothing but those.
-    pub cosine_of_bulk: f64,
-    /// Within the tolerance, of the right shape, and finite.
-    pub passed: bool,
-    /// What is wrong beyond a difference.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-/// What became of a graph in one runtime.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "verdict", rename_all = "kebab-case")]
-pub enum RuntimeVerdict {
-    /// It ran, and this is how its outputs compare.
-    Ran {
-        /// One for each output.
-        outputs: Vec<OutputCheck>,
-    },
-    /// It did not.
-    CouldNotRun {
-        /// The runtime's reason.
-        reason: String,
-    },
-}
-
-/// One runtime's part of a report, at one size.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RuntimeCheck {
-    /// The runtime.
-    pub runtime: Runtime,
-    /// Height and width of the images.
-    pub size: [usize; 2],
-    /// What it did.
-    #[serde(flatten)]
-    pub verdict: RuntimeVerdict,
-}
-
-/// The outcome of a check.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CheckReport {
-    /// The file.
-    pub path: PathBuf,
-    /// What the outputs were compared with: `eager`, or a runtime's name.
-    pub reference: String,
-    /// How far outputs may be from the reference.
-    pub tolerance: Tolerance,
-    /// One for each size and runtime asked.
-    pub runtimes: Vec<RuntimeCheck>,
-}
-
-impl CheckReport {
-    /// Number of runtimes that ran the graph, at every size.
-    pub fn ran(&self) -> usize {
-        let could_not = |runtime: &Runtime| {
-            let of_it = |check: &&RuntimeCheck| check.runtime == *runtime;
-            self.runtimes.iter().filter(of_it).any(|check| !matches!(check.verdict, RuntimeVerdict::Ran { .. }))
-        };
-        let mut runtimes: Vec<Runtime> = Vec::new();
-        for check in &self.runtimes {
-            if !runtimes.contains(&check.runtime) {
-                runtimes.push(check.runtime);
-            }
-        }
-        runtimes.iter().filter(|runtime| !could_not(runtime)).count()
-    }
-
-    /// Whether at least one runtime ran it and none ran it wrong.
-    pub fn passed(&self) -> bool {
-        let right = |check: &RuntimeCheck| match &check.verdict {
-            RuntimeVerdict::Ran { outputs } => outputs.iter().all(|output| output.passed),
-            RuntimeVerdict::CouldNotRun { .. } => true,
-        };
-        self.ran() > 0 && self.runtimes.iter().all(right)
-    }
-}
-
 /// Exports, then checks the file against the model it came from.
 ///
 /// # Errors
-/// When the export fails, or nothing can be checked. A check that finds differences is a report, not an error.
+/// When the export fails, or nothing can be checked. A check that finds differences is a report, not an error. After an
+/// interruption the file is whole or absent, and not checked.
 pub fn export_checked(
     model: &Canonical,
     path: &Path,
     options: &ExportOptions,
     check_options: &CheckOptions,
+    hear: Listener<'_>,
 ) -> Result<(ExportReport, CheckReport), CheckError> {
-    let exported = export(model, path, options)?;
-    let checked = check(path, Reference::Model(model), check_options)?;
+    let exported = export(model, path, options, hear)?;
+    let checked = check(path, Reference::Model(model), check_options, hear)?;
     Ok((exported, checked))
 }
 
 /// Runs the graph `path` in every runtime asked for, at every size, and compares every output with the reference.
 ///
+/// The reference is computed first and its weights are let go; then each runtime is freed before the next one is opened.
+///
 /// # Errors
-/// When the file is no image backbone, or the reference cannot be computed.
-pub fn check(path: &Path, reference: Reference<'_>, options: &CheckOptions) -> Result<CheckReport, CheckError> {
+/// When the file is no image backbone, or the reference cannot be computed. A runtime that cannot run the file is a report.
+pub fn check(
+    path: &Path,
+    reference: Reference<'_>,
+    options: &CheckOptions,
+    hear: Listener<'_>,
+) -> Result<CheckReport, CheckError> {
     let info = ModelInfo::open(path)?;
     let interface = Interface::of(&info, path)?;
-    let mut sessions = Vec::with_capacity(options.runtimes.len());
-    for &runtime in &options.runtimes {
-        sessions.push((runtime, Session::open(runtime, path, &options.runtime)));
-    }
+    let inputs = interface.inputs(options, path)?;
     let dtype = info.metadata.get("dtype").and_then(|name| serde_json::from_value(name.as_str().into()).ok());
     let calibrated = info.metadata.contains_key("calibration");
     let tolerance = options.tolerance.unwrap_or_else(|| Tolerance::of(dtype.unwrap_or_default(), calibrated));
     let mut name = "eager".to_owned();
-    let mut runtimes = Vec::new();
-    for input in interface.inputs(options, path)? {
-        let mut expected = match reference {
-            Reference::Model(model) => Some(expected(&info, path, model, &input)?),
-            Reference::FirstRuntime => None,
-        };
-        for (runtime, session) in &mut sessions {
-            let ran = match session {
-                Ok(session) => input.run(session).map_err(|error| reason(&error)),
-                Err(error) => Err(reason(error)),
-            };
-            let verdict = match ran {
-                Err(reason) => RuntimeVerdict::CouldNotRun { reason },
-                Ok(outputs) => {
-                    let expected = expected.get_or_insert_with(|| {
-                        name = runtime.name().to_owned();
-                        outputs.clone()
-                    });
-                    RuntimeVerdict::Ran { outputs: compare(expected, outputs, tolerance) }
-                }
-            };
-            runtimes.push(RuntimeCheck { runtime: *runtime, size: input.size(), verdict });
+    let mut expected = match reference {
+        Reference::Model(model) => {
+            let outputs = inputs.iter().map(|input| expected(&info, path, model, input, hear));
+            let outputs = outputs.collect::<Result<Vec<_>, _>>();
+            model.release();
+            Some(outputs?)
         }
+        Reference::FirstRuntime => None,
+    };
+    let alone = expected.is_none();
+    // By runtime, then by size.
+    let mut found: Vec<Vec<RuntimeCheck>> = Vec::new();
+    for runtime in options.asked() {
+        let ran = run(runtime, path, options, &inputs, hear)?;
+        if expected.is_none() && ran.iter().all(Result::is_ok) {
+            runtime.name().clone_into(&mut name);
+            expected = Some(ran.iter().flatten().cloned().collect());
+        }
+        let mut checks = Vec::with_capacity(ran.len());
+        for (at, (ran, input)) in ran.into_iter().zip(&inputs).enumerate() {
+            let verdict = match (ran, expected.as_ref().and_then(|expected| expected.get(at))) {
+                (Err(reason), _) => RuntimeVerdict::CouldNotRun { reason },
+                (Ok(outputs), Some(expected)) => RuntimeVerdict::Ran { outputs: compare(expected, outputs, tolerance) },
+                (Ok(_), None) => RuntimeVerdict::Ran { outputs: vec![] },
+            };
+            checks.push(RuntimeCheck { runtime, size: input.size(), verdict });
+        }
+        found.push(checks);
     }
-    Ok(CheckReport { path: path.to_path_buf(), reference: name, tolerance, runtimes })
+    if expected.is_none() {
+        "none".clone_into(&mut name);
+    }
+    let by_size = |at: usize| found.iter().map(move |checks: &Vec<RuntimeCheck>| checks[at].clone());
+    let runtimes = (0..inputs.len()).flat_map(by_size).collect();
+    let report =
+        CheckReport { path: path.to_path_buf(), holds: None, problem: None, reference: name, tolerance, runtimes };
+    Ok(report.conclude(&options.named(), alone))
+}
+
+/// What one runtime makes of each input, or its reason; it is gone when this returns.
+fn run(
+    runtime: Runtime,
+    path: &Path,
+    options: &CheckOptions,
+    inputs: &[Feed],
+    hear: Listener<'_>,
+) -> Result<Vec<Result<Vec<Output>, String>>, Interrupted> {
+    let mut session = match Session::open(runtime, path, &options.runtime, hear) {
+        Ok(session) => session,
+        Err(RuntimeError::Interrupted(interrupted)) => return Err(interrupted),
+        Err(error) => return Ok(vec![Err(reason(&error)); inputs.len()]),
+    };
+    let mut ran = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        ran.push(match session.feed(input.clone(), hear) {
+            Ok(outputs) => Ok(outputs),
+            Err(RuntimeError::Interrupted(interrupted)) => return Err(interrupted),
+            Err(error) => Err(reason(&error)),
+        });
+    }
+    Ok(ran)
 }
 
 /// What the model itself makes of the images, for the outputs the graph has: in the graph's resampling rule, with the
 /// graph's padding, or without the rest of a patch that the graph cuts off.
-fn expected(info: &ModelInfo, path: &Path, model: &Canonical, input: &Feed) -> Result<Vec<Output>, CheckError> {
+fn expected(
+    info: &ModelInfo,
+    path: &Path,
+    model: &Canonical,
+    input: &Feed,
+    hear: Listener<'_>,
+) -> Result<Vec<Output>, CheckError> {
     let names: Vec<&str> = info.outputs.iter().map(|output| output.name.as_str()).collect();
     let text = |key: &str| info.metadata.get(key).map(String::as_str);
     let adapters = if text("adapters") == Some("kept") { Adapters::Keep } else { Adapters::Drop };
@@ -312,7 +288,7 @@ fn expected(info: &ModelInfo, path: &Path, model: &Canonical, input: &Feed) -> R
     let padding = info.metadata.get("padding").and_then(|multiple| multiple.parse().ok()).filter(|n| *n > 0);
     let normalized;
     let images = match input {
-        Feed::Images(images) => images,
+        Feed::Images(images) => images.as_ref(),
         Feed::Pixels(pixels) => {
             normalized = pixels.normalized(&config.preprocessing);
             &normalized
@@ -322,7 +298,7 @@ fn expected(info: &ModelInfo, path: &Path, model: &Canonical, input: &Feed) -> R
         Some(multiple) => side.next_multiple_of(multiple),
         None => side / config.vit.patch_size * config.vit.patch_size,
     });
-    reference_outputs(model, &config, &images, &purpose, adapters)
+    reference_outputs(model, &config, &images, &purpose, adapters, hear)
 }
 
 /// The blocks behind `level0`, `level1`, …; empty, and refused later, when the file does not say.
@@ -348,6 +324,7 @@ fn reference_outputs(
     _: &Images,
     _: &Purpose,
     _: Adapters,
+    _: Listener<'_>,
 ) -> Result<Vec<Output>, CheckError> {
     Err(CheckError::Reference { reason: "this build has no eager forward pass: that is the feature `candle`".into() })
 }

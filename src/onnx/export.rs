@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::dtype::{Calibration, Dtype};
+use super::event::{Interrupted, Listener};
 use super::graph::{Extent, GRID, Graph, SIDES};
 use super::metadata;
 use super::purpose::{MapContract, Purpose, outputs};
@@ -206,9 +207,17 @@ pub enum ExportError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The listener ended it.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
 }
 
 impl ExportError {
+    /// Whether what was asked for makes no sense for the model, whatever its weights: other options do.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Size { .. } | Self::Padding { .. } | Self::Opset { .. } | Self::Levels { .. })
+    }
+
     pub(super) fn unrecordable(operation: &'static str, reason: String) -> Self {
         Self::Unrecordable { operation, reason }
     }
@@ -272,17 +281,18 @@ pub struct ExportReport {
 /// the file appears whole or not at all.
 ///
 /// # Errors
-/// When the options do not fit the model, or the file cannot be written.
+/// When the options do not fit the model, the file cannot be written, or `hear` ends it.
 pub fn export(
     model: &Canonical,
     out: impl Into<Destination>,
     options: &ExportOptions,
+    hear: Listener<'_>,
 ) -> Result<ExportReport, ExportError> {
     let out = out.into();
     out.check_file()?;
     let dialect = Dialect::new(options.target, options.opset, options.dtype)?;
     let Recorded { config, sides, maps, mut graph } = recorded(model, options, dialect)?;
-    options.dtype.apply(&mut graph, dialect, options.calibration.as_ref())?;
+    options.dtype.apply(&mut graph, dialect, options.calibration.as_ref(), hear)?;
 
     let report = ExportReport {
         path: PathBuf::new(),
@@ -309,7 +319,9 @@ pub fn export(
         metadata: metadata::entries(model, &config, options, dialect, sides, maps.as_ref()),
         graph,
     };
-    let written = file.write(&out, options.external_above)?;
+    let written = file.write(&out, options.external_above, hear);
+    model.release();
+    let written = written?;
     Ok(ExportReport { path: written.path, bytes: written.bytes, data: written.data, ..report })
 }
 

@@ -2,33 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::check::{CheckError, CheckOptions, DEFAULT_BATCH};
 use super::read::{DimInfo, ModelInfo};
-use super::runtime::{Images, Output, Pixels, RuntimeError, Session};
-
-/// What one run is given.
-pub(super) enum Feed {
-    Images(Images),
-    Pixels(Pixels),
-}
-
-impl Feed {
-    /// Height and width.
-    pub(super) fn size(&self) -> [usize; 2] {
-        match self {
-            Self::Images(images) => [images.shape[2], images.shape[3]],
-            Self::Pixels(pixels) => [pixels.shape[1], pixels.shape[2]],
-        }
-    }
-
-    pub(super) fn run(&self, session: &mut Session) -> Result<Vec<Output>, RuntimeError> {
-        match self {
-            Self::Images(images) => session.run(images),
-            Self::Pixels(pixels) => session.run_pixels(pixels),
-        }
-    }
-}
+use super::runtime::{Feed, Images, Pixels};
 
 /// What a graph takes.
 pub(super) struct Interface {
@@ -87,14 +65,14 @@ impl Interface {
             }
             Some(images) => {
                 fits([images.shape[2], images.shape[3]])?;
-                Ok(vec![Feed::Images(images.clone())])
+                Ok(vec![Feed::Images(Arc::new(images.clone()))])
             }
             None => {
                 let own = self.size.map_or_else(|| self.sizes.clone(), |size| vec![size]);
                 let sizes = if options.sizes.is_empty() { &own } else { &options.sizes };
                 let feed = |size| match self.pixels {
-                    true => Feed::Pixels(Pixels::synthetic(DEFAULT_BATCH, size)),
-                    false => Feed::Images(Images::synthetic(DEFAULT_BATCH, size)),
+                    true => Feed::Pixels(Arc::new(Pixels::synthetic(DEFAULT_BATCH, size))),
+                    false => Feed::Images(Arc::new(Images::synthetic(DEFAULT_BATCH, size))),
                 };
                 sizes.iter().map(|size| fits(*size).map(feed)).collect()
             }

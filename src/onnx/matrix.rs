@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::check::{CheckError, CheckOptions, CheckReport, Reference, RuntimeVerdict, check};
-use super::export::{ExportOptions, Size, export};
+use super::check::{CheckError, CheckOptions, Reference, check};
+use super::event::Listener;
+use super::export::{ExportError, ExportOptions, Size, export};
 use super::runtime::Runtime;
+use super::verdict::{CheckReport, RuntimeVerdict};
 use crate::causes::in_full;
 use crate::destination::Destination;
 use crate::model::Canonical;
@@ -64,6 +66,20 @@ impl Row {
     pub fn holds(&self) -> bool {
         !self.cells.iter().any(|(_, cell)| matches!(cell, Cell::Differs { .. }))
     }
+
+    /// The runtimes that ran it.
+    fn ran(&self) -> impl Iterator<Item = Runtime> {
+        self.cells.iter().filter(|(_, cell)| !matches!(cell, Cell::CouldNotRun { .. })).map(|(runtime, _)| *runtime)
+    }
+}
+
+/// Whether the matrix holds: no runtime ran a variant wrong, and each one that has to run ran one. `None` where nothing ran.
+pub fn holds(rows: &[Row], options: &CheckOptions) -> Option<bool> {
+    let ran = |runtime: &Runtime| rows.iter().flat_map(Row::ran).any(|one| one == *runtime);
+    match rows.iter().all(Row::holds) && options.named().iter().all(ran) {
+        false => Some(false),
+        true => options.asked().iter().any(ran).then_some(true),
+    }
 }
 
 /// Exports `variant` of `model` into the folder `scratch`, runs it everywhere, and leaves nothing there.
@@ -71,18 +87,28 @@ impl Row {
 /// An export that the model does not admit is a row that says so.
 ///
 /// # Errors
-/// When a file that was written cannot be checked at all.
-pub fn row(model: &Canonical, variant: &Variant, scratch: &Path, options: &CheckOptions) -> Result<Row, CheckError> {
+/// When a file that was written cannot be checked at all, or `hear` ends it.
+pub fn row(
+    model: &Canonical,
+    variant: &Variant,
+    scratch: &Path,
+    options: &CheckOptions,
+    hear: Listener<'_>,
+) -> Result<Row, CheckError> {
     let path = scratch.join("variant.onnx");
     let mut row = Row { labels: variant.labels.clone(), sizes: vec![], refused: None, cells: vec![] };
     let mut reports: Vec<CheckReport> = Vec::new();
     for size in sizes(model, variant.options.size) {
         let export_options = ExportOptions { size, ..variant.options.clone() };
-        if let Err(error) = export(model, Destination::new(&path).overwrite(true), &export_options) {
-            row.refused = Some(in_full(&error));
-            return Ok(row);
+        match export(model, Destination::new(&path).overwrite(true), &export_options, hear) {
+            Ok(_) => {}
+            Err(ExportError::Interrupted(interrupted)) => return Err(interrupted.into()),
+            Err(error) => {
+                row.refused = Some(in_full(&error));
+                return Ok(row);
+            }
         }
-        reports.push(check(&path, Reference::Model(model), options)?);
+        reports.push(check(&path, Reference::Model(model), options, hear)?);
     }
     // What is left behind would only be overwritten by the next variant.
     let _ = std::fs::remove_file(&path);
@@ -92,7 +118,7 @@ pub fn row(model: &Canonical, variant: &Variant, scratch: &Path, options: &Check
             row.sizes.push(entry.size);
         }
     }
-    for &runtime in &options.runtimes {
+    for runtime in options.asked() {
         let verdicts = checks().filter(|entry| entry.runtime == runtime).map(|entry| &entry.verdict);
         row.cells.push((runtime, cell(verdicts)));
     }

@@ -7,6 +7,7 @@
 mod check;
 mod contract;
 mod dtype;
+mod event;
 mod export;
 mod feed;
 mod graph;
@@ -20,18 +21,21 @@ mod record;
 mod reference;
 pub mod runtime;
 mod target;
+mod verdict;
 mod write;
 
 pub use crate::wire::WireError;
 pub use check::{
-    CALIBRATED_COSINE, CheckError, CheckOptions, CheckReport, DEFAULT_ATOL, DEFAULT_BATCH, HALF_COSINE, INT8_COSINE,
-    OutputCheck, Reference, RuntimeCheck, RuntimeVerdict, Tolerance, check, export_checked,
+    CALIBRATED_COSINE, CheckError, CheckOptions, DEFAULT_ATOL, DEFAULT_BATCH, HALF_COSINE, INT8_COSINE, Reference,
+    Tolerance, check, export_checked,
 };
 pub use contract::{CONSUMERS, Contract, ContractError, Difference, Expectation, Subject};
 pub use dtype::{Calibration, CalibrationError, Calibrator, Dtype};
+pub use event::{Event, Interrupted, Listener};
 pub use export::{Adapters, BYTES_INPUT, ExportError, ExportOptions, ExportReport, INPUT, OutputInfo, Size, export};
 pub use graph::Extent;
 pub use purpose::{LevelNorm, MapContract, MapOptions, NeckUse, Purpose};
 pub use read::{AttributeValue, DimInfo, InitializerInfo, InterfaceInfo, ModelInfo, NodeInfo, ReadError};
 pub use record::{Record, Value};
 pub use target::Target;
+pub use verdict::{CheckReport, OutputCheck, RuntimeCheck, RuntimeVerdict};

@@ -7,6 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::ExportError;
+use super::event::{Event, Interrupted, Listener, tell};
 use super::graph::{Graph, Initializer};
 use crate::destination::Destination;
 use crate::wire::Message;
@@ -40,6 +41,9 @@ pub(super) struct Written {
     pub(super) data: Option<PathBuf>,
 }
 
+/// Told the bytes of weights written, before each weight; an error ends the writing.
+type Progress<'a> = &'a mut dyn FnMut(u64) -> io::Result<()>;
+
 /// Where a tensor of the data file lies.
 struct Place {
     offset: u64,
@@ -47,9 +51,12 @@ struct Place {
 }
 
 impl Model<'_> {
-    /// Writes `out`, and `out` + `.data` when the model would be larger than `limit` bytes.
-    pub(super) fn write(&self, out: &Destination, limit: u64) -> Result<Written, ExportError> {
-        let failed = |source| ExportError::Write { path: out.path().display().to_string(), source };
+    /// Writes `out`, and `out` + `.data` when the model would be larger than `limit` bytes; `hear` may end it before each weight.
+    pub(super) fn write(&self, out: &Destination, limit: u64, hear: Listener<'_>) -> Result<Written, ExportError> {
+        let failed = |source: io::Error| match source.get_ref().is_some_and(|error| error.is::<Interrupted>()) {
+            true => Interrupted.into(),
+            false => ExportError::Write { path: out.path().display().to_string(), source },
+        };
         let inline: u64 = self.graph.initializers.iter().map(Initializer::bytes).sum();
         let external = inline > limit;
         let mut staged = out.file_output()?;
@@ -59,16 +66,17 @@ impl Model<'_> {
         let location = data.as_deref().and_then(Path::file_name).and_then(OsStr::to_str).unwrap_or_default();
 
         let places = self.place(external);
+        let mut progress = |bytes| tell(hear, Event::Writing { bytes, total: inline }).map_err(io::Error::other);
         let data = match &data {
             Some(to) => {
                 let mut staged = out.beside(to).file_output()?;
-                self.write_data(staged.file(), &places).map_err(failed)?;
+                self.write_data(staged.file(), &places, &mut progress).map_err(failed)?;
                 Some((staged, to.clone()))
             }
             None => None,
         };
         let mut writer = BufWriter::with_capacity(1 << 20, staged.file());
-        let bytes = self.stream(&mut writer, &places, location).map_err(failed)?;
+        let bytes = self.stream(&mut writer, &places, location, &mut progress).map_err(failed)?;
         writer.flush().map_err(failed)?;
         drop(writer);
         // The data first: a model without its weights must never be seen.
@@ -97,11 +105,12 @@ impl Model<'_> {
         self.graph.initializers.iter().map(place).collect()
     }
 
-    fn write_data(&self, file: &mut File, places: &[Option<Place>]) -> io::Result<()> {
+    fn write_data(&self, file: &mut File, places: &[Option<Place>], progress: Progress<'_>) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         let mut at = 0;
         for (initializer, place) in self.graph.initializers.iter().zip(places) {
             let Some(place) = place else { continue };
+            progress(at)?;
             io::copy(&mut io::Read::take(io::repeat(0), place.offset - at), &mut out)?;
             initializer.payload.write(initializer.element, &mut out)?;
             at = place.offset + place.len;
@@ -109,7 +118,13 @@ impl Model<'_> {
         out.flush()
     }
 
-    fn stream(&self, out: &mut impl Write, places: &[Option<Place>], location: &str) -> io::Result<u64> {
+    fn stream(
+        &self,
+        out: &mut impl Write,
+        places: &[Option<Place>],
+        location: &str,
+        progress: Progress<'_>,
+    ) -> io::Result<u64> {
         let graph = &self.graph;
         let mut head = Message::default();
         for node in &graph.nodes {
@@ -167,11 +182,14 @@ impl Model<'_> {
 
         out.write_all(model.bytes())?;
         out.write_all(head.bytes())?;
+        let mut written = 0;
         for ((message, tensor, inline), initializer) in tensors.iter().zip(&graph.initializers) {
             out.write_all(message.bytes())?;
             out.write_all(tensor.bytes())?;
             if *inline {
+                progress(written)?;
                 initializer.payload.write(initializer.element, out)?;
+                written += initializer.bytes();
             }
         }
         out.write_all(tail.bytes())?;

@@ -16,7 +16,7 @@ const TIE: f64 = 2.0;
 
 /// Finds the cause of the first divergence, or of a better fit where nothing diverges.
 pub(super) fn diagnose(
-    replay: &mut Replay<'_>,
+    replay: &mut Replay<'_, '_>,
     first: Option<Point>,
     tolerance: f64,
     alternatives: &[(String, Canonical)],
@@ -64,7 +64,7 @@ pub(super) fn diagnose(
 
 /// With every stage in the tolerance, an eps or the GELU's approximation may still be wrong: block 0, whose tokens have
 /// the least variance, is where an eps speaks loudest.
-fn below_tolerance(replay: &mut Replay<'_>, tolerance: f64) -> Result<Option<Diagnosis>, VerifyError> {
+fn below_tolerance(replay: &mut Replay<'_, '_>, tolerance: f64) -> Result<Option<Diagnosis>, VerifyError> {
     let config = replay.config();
     let Some(configured) = replay.rerun(Point::Block(0), config)? else {
         return Ok(None);
@@ -76,7 +76,7 @@ fn below_tolerance(replay: &mut Replay<'_>, tolerance: f64) -> Result<Option<Dia
 
 /// The hypothesis that fits decisively better than the configuration does.
 fn best(
-    replay: &mut Replay<'_>,
+    replay: &mut Replay<'_, '_>,
     point: Point,
     hypotheses: Vec<Hypothesis>,
     configured: Difference,
@@ -111,7 +111,7 @@ fn best(
 
 /// An alternative model that makes the record's numbers at `point`.
 fn alternative(
-    replay: &Replay<'_>,
+    replay: &Replay<'_, '_>,
     point: Point,
     as_configured: Option<f64>,
     tolerance: f64,
@@ -121,7 +121,7 @@ fn alternative(
         if replay.golden.fits(&model.config().vit).is_err() {
             continue;
         }
-        let stages = Replay::new(model, replay.golden).compare(tolerance)?;
+        let stages = Replay::new(model, replay.golden, replay.hear).compare(tolerance)?;
         let found = stages.iter().find(|stage| stage.stage == point).and_then(|stage| stage.difference);
         if let Some(found) = found.filter(|found| found.relative <= tolerance) {
             let taken = replay.model.config().provenance.branch.clone();

@@ -29,7 +29,7 @@ impl Hypothesis {
 const EPS: [f64; 5] = [1e-6, 1e-5, 1e-12, 1e-8, 1e-3];
 
 /// Everything that might be wrong at `point`.
-pub(super) fn at(replay: &mut Replay<'_>, point: Point) -> Result<Vec<Hypothesis>, KernelError> {
+pub(super) fn at(replay: &mut Replay<'_, '_>, point: Point) -> Result<Vec<Hypothesis>, KernelError> {
     let mut out = Vec::new();
     match point {
         Point::ClassToken => class_token(replay, &mut out)?,
@@ -105,7 +105,7 @@ fn resample(config: &VitConfig, out: &mut Vec<Hypothesis>) {
 }
 
 /// The other five orders of the thirds of block `i`'s qkv.
-fn qkv_order(replay: &mut Replay<'_>, i: usize, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
+fn qkv_order(replay: &mut Replay<'_, '_>, i: usize, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
     let names = ["weight", "bias"].map(|leaf| format!("blocks.{i}.attn.qkv.{leaf}"));
     let stored = [replay.ops.parameter(&names[0])?, replay.ops.parameter(&names[1])?];
     for [q, k, v] in [[1, 0, 2], [0, 2, 1], [2, 1, 0], [1, 2, 0], [2, 0, 1]] {
@@ -127,7 +127,7 @@ fn qkv_order(replay: &mut Replay<'_>, i: usize, out: &mut Vec<Hypothesis>) -> Re
 }
 
 /// Gate and value of block `i`'s SwiGLU exchanged.
-fn gate_order(replay: &mut Replay<'_>, i: usize, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
+fn gate_order(replay: &mut Replay<'_, '_>, i: usize, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
     let mut parameters = Vec::new();
     for leaf in ["weight", "bias"] {
         let name = format!("blocks.{i}.mlp.fc1.{leaf}");
@@ -144,7 +144,7 @@ fn gate_order(replay: &mut Replay<'_>, i: usize, out: &mut Vec<Hypothesis>) -> R
 
 /// The table for the other axis order: MoCo v3's and MAE's sine-cosine tables are each other's transpose, which for
 /// such a table is the same as swapping the halves of its channels.
-fn position_axes(replay: &mut Replay<'_>, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
+fn position_axes(replay: &mut Replay<'_, '_>, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
     let table = replay.ops.parameter("pos_embed")?;
     let [rows, columns] = replay.config().grid();
     let (patches, width) = (rows * columns, replay.config().width);
@@ -175,7 +175,7 @@ fn position_axes(replay: &mut Replay<'_>, out: &mut Vec<Hypothesis>) -> Result<(
 }
 
 /// The class token merged through TEC's input adapter, where the model keeps one.
-fn class_token(replay: &mut Replay<'_>, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
+fn class_token(replay: &mut Replay<'_, '_>, out: &mut Vec<Hypothesis>) -> Result<(), KernelError> {
     let config = replay.config();
     if let Some(merged) = crate::model::Vit::new(config).merged_class_token(&mut replay.ops)? {
         let parameters = vec![("cls_token".into(), merged)];

@@ -6,12 +6,14 @@
 //! [`make_golden`] records our own pass of a model, so that a directory carries something to replay.
 //!
 //! ```no_run
+//! use std::ops::ControlFlow;
+//!
 //! use tec_zoo::model::Canonical;
 //! use tec_zoo::verify::{Golden, Options, verify};
 //!
 //! let model = Canonical::open("mocov3-vits".as_ref())?;
 //! let golden = Golden::open("mocov3_expected.safetensors".as_ref())?;
-//! let report = verify(&model, &golden, &Options::default())?;
+//! let report = verify(&model, &golden, &Options::default(), &mut |_| ControlFlow::Continue(()))?;
 //! if let Some(diagnosis) = &report.diagnosis {
 //!     println!("{}\nhint: {}", diagnosis.sentence, diagnosis.action);
 //! }
@@ -34,9 +36,12 @@ pub use golden::{Golden, Origin, Point};
 pub use record::make_golden;
 pub use report::{Outcome, Report, StageReport};
 
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+
 use crate::destination::DestinationError;
 use crate::hint::Hint;
-use crate::kernels::KernelError;
+use crate::kernels::{KernelError, Pulse};
 use crate::model::{Canonical, CanonicalError, VitConfig};
 
 /// Relative difference that f32 arithmetic explains by itself in a small model.
@@ -86,6 +91,29 @@ pub enum VerifyError {
     },
 }
 
+/// What is being replayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A pass comes to this layer.
+    Layer {
+        /// As its parameters are called.
+        name: &'a str,
+    },
+}
+
+/// Told each event; its `Break` ends the work with [`KernelError::Interrupted`] and nothing half-written.
+pub type Listener<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
+
+/// A listener that several executors tell.
+struct Shared<'h>(RefCell<Listener<'h>>);
+
+impl Pulse for &Shared<'_> {
+    fn layer(&mut self, name: &str) -> ControlFlow<()> {
+        (self.0.borrow_mut())(Event::Layer { name })
+    }
+}
+
 impl VerifyError {
     /// What to do next.
     pub fn hint(&self) -> Option<Hint> {
@@ -121,20 +149,29 @@ pub fn tolerance_for(vit: &VitConfig) -> f64 {
 /// Replays `golden` through `model`.
 ///
 /// The report holds when every stage is within the tolerance and no known mistake explains the numbers better than the
-/// configuration does.
+/// configuration does; where the model makes no stage of the record, it neither holds nor fails.
 ///
 /// # Errors
-/// The record is of a model of another shape, or the pass failed. A divergence is a report, not an error.
-pub fn verify(model: &Canonical, golden: &Golden, options: &Options) -> Result<Report, VerifyError> {
+/// The record is of a model of another shape, the pass failed, or `hear` ended it. A divergence is a report, not an error.
+pub fn verify(
+    model: &Canonical,
+    golden: &Golden,
+    options: &Options,
+    hear: Listener<'_>,
+) -> Result<Report, VerifyError> {
+    let hear = Shared(RefCell::new(hear));
     let tolerance = options.tolerance.unwrap_or_else(|| tolerance_for(&model.config().vit));
     golden.fits(&model.config().vit)?;
-    let mut replay = replay::Replay::new(model, golden);
+    let mut replay = replay::Replay::new(model, golden, &hear);
     let stages = replay.compare(tolerance)?;
     let first = stages.iter().find(|stage| stage.outcome != Outcome::Holds && stage.outcome != Outcome::Skipped);
     let first_diverging = first.map(|stage| stage.stage);
     let diagnosis = diagnose::diagnose(&mut replay, first_diverging, tolerance, &options.alternatives)?;
     Ok(Report {
-        holds: first_diverging.is_none() && diagnosis.is_none(),
+        holds: match stages.iter().all(|stage| stage.outcome == Outcome::Skipped) {
+            true => None,
+            false => Some(first_diverging.is_none() && diagnosis.is_none()),
+        },
         tolerance,
         origin: golden.origin(),
         first_diverging,

@@ -1,5 +1,6 @@
 //! Recording our own pass, so that a model directory carries activations to replay.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 
@@ -7,7 +8,7 @@ use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 use serde_json::json;
 
-use super::{Point, VerifyError};
+use super::{Listener, Point, Shared, VerifyError};
 use crate::destination::Destination;
 use crate::header::{Slot, header};
 use crate::kernels::{Eager, KernelError};
@@ -21,13 +22,14 @@ use crate::model::{Canonical, Ops, Vit};
 /// model gives the same bytes on the same machine.
 ///
 /// # Errors
-/// The pass or the write failed; nothing is left behind.
-pub fn make_golden(model: &Canonical, out: impl Into<Destination>) -> Result<(), VerifyError> {
+/// The pass or the write failed, or `hear` ended it; nothing is left behind.
+pub fn make_golden(model: &Canonical, out: impl Into<Destination>, hear: Listener<'_>) -> Result<(), VerifyError> {
     let out = out.into();
     out.check_file()?;
+    let hear = Shared(RefCell::new(hear));
     let config = &model.config().vit;
     let vit = Vit::new(config);
-    let mut ops = Eager::new(model);
+    let mut ops = Eager::new(model).attended(&hear);
     let grid = config.grid();
     let images = synthetic_image(grid.map(|side| side * config.patch_size))?;
     let mut tensors = vec![("images".to_string(), images.clone())];

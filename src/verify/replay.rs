@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use super::{Difference, Golden, Outcome, Point, StageReport};
+use super::{Difference, Golden, Outcome, Point, Shared, StageReport};
 use crate::kernels::{Eager, KernelError};
 use crate::model::{Canonical, Features, Ops, Vit, VitConfig};
 
 /// One model against one record.
-pub(super) struct Replay<'a> {
+pub(super) struct Replay<'a, 'h> {
     pub(super) model: &'a Canonical,
     pub(super) golden: &'a Golden,
-    pub(super) ops: Eager<'a>,
+    pub(super) ops: Eager<'a, &'a Shared<'h>>,
+    pub(super) hear: &'a Shared<'h>,
     /// What the model as configured makes, running free.
     own: BTreeMap<Point, Tensor>,
 }
 
-impl<'a> Replay<'a> {
-    pub(super) fn new(model: &'a Canonical, golden: &'a Golden) -> Self {
-        Self { model, golden, ops: Eager::new(model), own: BTreeMap::new() }
+impl<'a, 'h> Replay<'a, 'h> {
+    pub(super) fn new(model: &'a Canonical, golden: &'a Golden, hear: &'a Shared<'h>) -> Self {
+        Self { model, golden, ops: Eager::new(model).attended(hear), hear, own: BTreeMap::new() }
     }
 
     pub(super) fn config(&self) -> &'a VitConfig {

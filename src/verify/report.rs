@@ -34,8 +34,9 @@ pub struct StageReport {
 /// A replay, stage by stage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// Every stage is within the tolerance and no known mistake fits better than the configuration.
-    pub holds: bool,
+    /// Every stage is within the tolerance and no known mistake fits better than the configuration; `None` where no stage of the
+    /// record is this model's to make, so that nothing was compared.
+    pub holds: Option<bool>,
     /// The relative tolerance used.
     pub tolerance: f64,
     /// Who computed the record.
@@ -53,6 +54,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tolerance = self.tolerance;
         match (self.first_diverging, &self.diagnosis) {
+            _ if self.holds.is_none() => {
+                write!(f, "nothing was compared: the record has no stage that this model makes")?
+            }
             (Some(stage), _) => write!(f, "`{stage}` is the first stage beyond {tolerance:.1e} relative")?,
             (None, Some(_)) => write!(f, "all stages are within {tolerance:.1e} relative, and yet")?,
             (None, None) => write!(f, "all {} stages are within {tolerance:.1e} relative", self.stages.len())?,

@@ -34,7 +34,7 @@ fn went_through(view: &TensorView<'_>, precision: Precision) -> bool {
 }
 
 /// Whether the final norm is what a fresh one is: ones and zeros.
-pub(super) fn norm_is_initial(replay: &mut Replay<'_>) -> Result<bool, KernelError> {
+pub(super) fn norm_is_initial(replay: &mut Replay<'_, '_>) -> Result<bool, KernelError> {
     for (name, initial) in [("norm.weight", 1f32), ("norm.bias", 0.0)] {
         if vector(replay, name)?.iter().any(|value| *value != initial) {
             return Ok(false);
@@ -44,13 +44,13 @@ pub(super) fn norm_is_initial(replay: &mut Replay<'_>) -> Result<bool, KernelErr
 }
 
 /// Whether the LayerScale of block `i` is what a fresh one is: one number, whichever the training began with.
-pub(super) fn scale_is_initial(replay: &mut Replay<'_>, i: usize) -> Result<bool, KernelError> {
+pub(super) fn scale_is_initial(replay: &mut Replay<'_, '_>, i: usize) -> Result<bool, KernelError> {
     let mut values = vector(replay, &format!("blocks.{i}.ls1.gamma"))?;
     values.extend(vector(replay, &format!("blocks.{i}.ls2.gamma"))?);
     Ok(values.windows(2).all(|pair| pair[0] == pair[1]))
 }
 
-fn vector(replay: &mut Replay<'_>, name: &str) -> Result<Vec<f32>, KernelError> {
+fn vector(replay: &mut Replay<'_, '_>, name: &str) -> Result<Vec<f32>, KernelError> {
     let values = replay.ops.parameter(name)?.to_vec1::<f32>();
     values.map_err(|source| KernelError::Operation { operation: name.into(), source })
 }

@@ -7,6 +7,7 @@ use super::{Dtype, Live, is_product};
 use crate::destination::Destination;
 use crate::hint::Hint;
 use crate::model::Canonical;
+use crate::onnx::event::Listener;
 use crate::onnx::export::{ExportError, ExportOptions, recorded};
 use crate::onnx::graph::{Attribute, Element, Graph, Node, ValueInfo};
 use crate::onnx::payload::Payload;
@@ -77,15 +78,17 @@ pub struct Calibrator {
 }
 
 impl Calibrator {
-    /// For the export that `options` describe, of normalised images. Uses the folder `scratch`, and the first runtime at hand.
+    /// For the export that `options` describe, of normalised images. Uses the folder `scratch`, and the first runtime at hand, or
+    /// ONNX Runtime where its library is named.
     ///
     /// # Errors
-    /// When the options do not fit the model, or no runtime runs the graph.
+    /// When the options do not fit the model, no runtime runs the graph, or `hear` ends it.
     pub fn new(
         model: &Canonical,
         options: &ExportOptions,
         scratch: &Path,
         runtime: &RuntimeOptions,
+        hear: Listener<'_>,
     ) -> Result<Self, CalibrationError> {
         let options = ExportOptions { normalize_input: false, ..options.clone() };
         let dialect = Dialect::new(Target::Portable, None, Dtype::F32)?;
@@ -100,22 +103,20 @@ impl Calibrator {
             metadata: vec![],
             graph,
         };
-        file.write(&Destination::new(&path).overwrite(true), MESSAGE_LIMIT)?;
-        let session = match Runtime::ALL.into_iter().find_map(|one| Session::open(one, &path, runtime).ok()) {
-            Some(session) => session,
-            // The built-in one's reason says more than that another was not found.
-            None => Session::open(Runtime::Tract, &path, runtime)?,
-        };
+        file.write(&Destination::new(&path).overwrite(true), MESSAGE_LIMIT, hear)?;
+        model.release();
+        let session = opened(&path, runtime, hear)?;
         Ok(Self { session, ranges: BTreeMap::new(), images: 0 })
     }
 
     /// Widens the ranges to what these images give.
     ///
     /// # Errors
-    /// When the runtime fails, or a value is not finite.
-    pub fn observe(&mut self, images: &Images) -> Result<(), CalibrationError> {
+    /// When the runtime fails, a value is not finite, or `hear` ends it.
+    pub fn observe(&mut self, images: Images, hear: Listener<'_>) -> Result<(), CalibrationError> {
+        let count = images.shape[0];
         let mut seen: BTreeMap<String, [f32; 2]> = BTreeMap::new();
-        for output in self.session.run(images)? {
+        for output in self.session.run(images, hear)? {
             let Some((weight, greatest)) = observed(&output.name) else { continue };
             let extremes = seen.entry(weight.to_owned()).or_insert([f32::NAN; 2]);
             extremes[usize::from(greatest)] = output.values.first().copied().unwrap_or(f32::NAN);
@@ -129,7 +130,7 @@ impl Calibrator {
             let [low, high] = self.ranges.entry(weight).or_default();
             (*low, *high) = (low.min(least), high.max(greatest));
         }
-        self.images += images.shape[0];
+        self.images += count;
         Ok(())
     }
 
@@ -143,6 +144,21 @@ impl Calibrator {
             images => Ok(Calibration { ranges: self.ranges, images }),
         }
     }
+}
+
+/// The first runtime that takes the graph.
+fn opened(path: &Path, options: &RuntimeOptions, hear: Listener<'_>) -> Result<Session, RuntimeError> {
+    for runtime in Runtime::ALL {
+        match Session::open(runtime, path, options, hear) {
+            Err(RuntimeError::Interrupted(interrupted)) => return Err(interrupted.into()),
+            // Another in place of the one that was named would be a silent choice.
+            Err(error) if runtime == Runtime::Ort && options.ort_library.is_some() => return Err(error),
+            Err(_) => {}
+            Ok(session) => return Ok(session),
+        }
+    }
+    // The built-in one's reason says more than that another was not found.
+    Session::open(Runtime::Tract, path, options, hear)
 }
 
 const EXTREMES: [(&str, &str); 2] = [("ReduceMin", "/least"), ("ReduceMax", "/greatest")];

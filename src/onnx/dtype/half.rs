@@ -6,6 +6,7 @@ use half::f16;
 
 use super::{Live, is_product};
 use crate::onnx::ExportError;
+use crate::onnx::event::{Event, Listener, tell};
 use crate::onnx::graph::{Attribute, Element, FLOAT, Graph, Initializer, Node};
 
 /// Operators that move values without computing: they take what they are given.
@@ -38,7 +39,7 @@ struct Halving<'g> {
 }
 
 /// Rewrites `graph`.
-pub(super) fn apply(graph: &mut Graph<'_>) -> Result<(), ExportError> {
+pub(super) fn apply(graph: &mut Graph<'_>, hear: Listener<'_>) -> Result<(), ExportError> {
     let nodes = std::mem::take(&mut graph.nodes);
     let float = graph.initializers.iter().filter(|initializer| initializer.element == Element::F32);
     let mut halving = Halving {
@@ -55,7 +56,7 @@ pub(super) fn apply(graph: &mut Graph<'_>) -> Result<(), ExportError> {
     let Halving { half, casts, used, nodes, .. } = halving;
     graph.nodes = nodes;
     let [in_half, in_full] = used;
-    store(graph, &in_half, &in_full)?;
+    store(graph, &in_half, &in_full, hear)?;
     let outputs: Vec<String> = graph.outputs.iter().map(|output| output.name.clone()).collect();
     for output in outputs.into_iter().filter(|output| half.contains(output)) {
         widen_output(graph, &output, casts.get(&output));
@@ -159,10 +160,16 @@ fn halved_name(name: &str) -> String {
 }
 
 /// Turns the initializers that f16 nodes use, under their own names where nothing else uses them.
-fn store(graph: &mut Graph<'_>, in_half: &HashSet<String>, in_full: &HashSet<String>) -> Result<(), ExportError> {
+fn store(
+    graph: &mut Graph<'_>,
+    in_half: &HashSet<String>,
+    in_full: &HashSet<String>,
+    hear: Listener<'_>,
+) -> Result<(), ExportError> {
     let mut more = Vec::new();
     let mut names = HashMap::new();
     for initializer in graph.initializers.iter_mut().filter(|initializer| in_half.contains(&initializer.name)) {
+        tell(hear, Event::Working)?;
         let largest = initializer.payload.largest();
         let name = initializer.name.clone();
         if !largest.is_finite() {

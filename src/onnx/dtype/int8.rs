@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::calibration::{Calibration, Linear, linears};
 use crate::onnx::ExportError;
+use crate::onnx::event::{Event, Listener, tell};
 use crate::onnx::graph::{Attribute, Element, FLOAT, Graph, Initializer, Node};
 use crate::onnx::payload::{Payload, to_f32};
 use crate::onnx::target::Dialect;
@@ -39,6 +40,7 @@ pub(super) fn apply(
     graph: &mut Graph<'_>,
     dialect: Dialect,
     calibration: Option<&Calibration>,
+    hear: Listener<'_>,
 ) -> Result<(), ExportError> {
     let mut quantization = Quantization {
         // Engines that compute in eight bits look for the standard operators, zero points and all.
@@ -49,6 +51,7 @@ pub(super) fn apply(
         values: HashMap::new(),
     };
     for linear in linears(graph) {
+        tell(hear, Event::Working)?;
         let range = calibration.and_then(|calibration| calibration.range(&linear.weight));
         quantization.round(graph, &linear, range)?;
     }

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::ExportError;
+use super::event::Listener;
 use super::graph::{Graph, Node};
 use super::target::Dialect;
 
@@ -46,11 +47,12 @@ impl Dtype {
         graph: &mut Graph<'_>,
         dialect: Dialect,
         calibration: Option<&Calibration>,
+        hear: Listener<'_>,
     ) -> Result<(), ExportError> {
         match self {
             Self::F32 => Ok(()),
-            Self::F16 => half::apply(graph),
-            Self::Int8 => int8::apply(graph, dialect, calibration),
+            Self::F16 => half::apply(graph, hear),
+            Self::Int8 => int8::apply(graph, dialect, calibration, hear),
         }
     }
 }

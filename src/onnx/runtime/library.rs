@@ -1,7 +1,7 @@
 //! Where ONNX Runtime's shared library lies on this machine.
 //!
 //! Installed as a system package it is in a library folder; far more often it is inside a Python wheel, under a name
-//! with a version that no loader finds by itself.
+//! with a version that no loader finds by itself. A library is code: none is taken from the folder one happens to work in.
 
 use std::path::{Path, PathBuf};
 
@@ -23,10 +23,7 @@ const LIBRARY_FOLDERS: [&str; 9] = [
 /// Prefixes Python installs packages under.
 const PYTHON_PREFIXES: [&str; 3] = ["/usr/local", "/usr", "/opt/homebrew"];
 
-/// Environments people make in the folder they work in.
-const LOCAL_ENVIRONMENTS: [&str; 3] = [".venv", "venv", "target/interop/venv"];
-
-/// Finds the library: the one given, else one in a Python environment, else one in the usual folders.
+/// Finds the library: the one given, else one in the environments given, else one in the usual folders.
 ///
 /// # Errors
 /// When there is none, with how to get one.
@@ -36,12 +33,14 @@ pub fn find_ort_library(options: &RuntimeOptions) -> Result<PathBuf, RuntimeErro
         return Ok(library.clone());
     }
     let mut folders = Vec::new();
-    let local = LOCAL_ENVIRONMENTS.iter().map(PathBuf::from);
-    for environment in options.python_environments.iter().cloned().chain(local) {
-        wheels(&environment, &mut folders);
+    // An empty path would be the folder one works in.
+    for environment in options.environments.iter().filter(|path| !path.as_os_str().is_empty()) {
+        wheels(environment, &mut folders);
+        // conda's own package.
+        folders.push(environment.join("lib"));
     }
     folders.extend(LIBRARY_FOLDERS.iter().map(PathBuf::from));
-    let home = std::env::home_dir().map(|home| home.join(".local"));
+    let home = std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".local"));
     for prefix in home.into_iter().chain(PYTHON_PREFIXES.iter().map(PathBuf::from)) {
         wheels(&prefix, &mut folders);
     }

@@ -9,16 +9,19 @@ mod library;
 mod ort;
 #[cfg(feature = "tract")]
 mod tract;
+mod worker;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use library::find_ort_library;
 
+use super::event::{Event, Interrupted, Listener, tell};
 use crate::hint::Hint;
 use crate::model::Preprocessing;
+use worker::{Stop, Worker};
 
 /// A runtime this tool can drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,8 +70,9 @@ impl std::str::FromStr for Runtime {
 pub struct RuntimeOptions {
     /// ONNX Runtime's library (`ORT_DYLIB_PATH`); nothing else is tried when it is given.
     pub ort_library: Option<PathBuf>,
-    /// Python environments that may hold an `onnxruntime` wheel (`VIRTUAL_ENV`), tried before the system's folders.
-    pub python_environments: Vec<PathBuf>,
+    /// Python or conda environments that may hold ONNX Runtime (`VIRTUAL_ENV`, `CONDA_PREFIX`), tried before the system's
+    /// folders.
+    pub environments: Vec<PathBuf>,
     /// Threads for one run; `None` for as many as the machine has.
     pub threads: Option<usize>,
 }
@@ -111,6 +115,9 @@ pub enum RuntimeError {
         /// The loader's reason.
         reason: String,
     },
+    /// The listener ended it.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// The runtime does not accept the graph, or failed on it.
     #[error("{runtime} could not run it: {reason}")]
     Failed {
@@ -224,18 +231,26 @@ impl Pixels {
 }
 
 /// What a graph is run on.
-#[derive(Clone, Copy)]
-enum Feed<'a> {
-    Images(&'a Images),
-    Pixels(&'a Pixels),
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Feed {
+    Images(Arc<Images>),
+    Pixels(Arc<Pixels>),
 }
 
-impl Feed<'_> {
+impl Feed {
     /// Shape, and number of values.
-    fn extent(self) -> ([usize; 4], usize) {
+    fn extent(&self) -> ([usize; 4], usize) {
         match self {
             Self::Images(images) => (images.shape, images.values.len()),
             Self::Pixels(pixels) => (pixels.shape, pixels.values.len()),
+        }
+    }
+
+    /// Height and width.
+    pub(super) fn size(&self) -> [usize; 2] {
+        match self {
+            Self::Images(images) => [images.shape[2], images.shape[3]],
+            Self::Pixels(pixels) => [pixels.shape[1], pixels.shape[2]],
         }
     }
 }
@@ -251,16 +266,15 @@ pub struct Output {
     pub values: Vec<f32>,
 }
 
-/// What each runtime's module implements; errors are its own words.
+/// What each runtime's module implements; errors are its own words. A run ends early, with any error, once `stop` is asked.
 trait Engine {
-    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String>;
+    fn run(&mut self, feed: &Feed, stop: &Stop) -> Result<Vec<Output>, String>;
 }
 
-/// A loaded graph.
+/// A loaded graph, in a thread of its own; dropped, its memory is free.
 pub struct Session {
     runtime: Runtime,
-    /// `None` once it panicked: what it left behind is anyone's guess.
-    engine: Option<Box<dyn Engine>>,
+    worker: Worker,
 }
 
 impl std::fmt::Debug for Session {
@@ -273,11 +287,17 @@ impl Session {
     /// Loads the graph `path` into `runtime`.
     ///
     /// # Errors
-    /// When the runtime is not there or refuses the graph.
-    pub fn open(runtime: Runtime, path: &Path, options: &RuntimeOptions) -> Result<Self, RuntimeError> {
-        let failed = |reason| RuntimeError::Failed { runtime, reason };
-        let engine = guarded(|| engine(runtime, path, options)).map_err(failed)??;
-        Ok(Self { runtime, engine: Some(engine) })
+    /// When the runtime is not there or refuses the graph, or `hear` ends it: a runtime that does not stop within half a second is
+    /// then left to end by itself.
+    pub fn open(
+        runtime: Runtime,
+        path: &Path,
+        options: &RuntimeOptions,
+        hear: Listener<'_>,
+    ) -> Result<Self, RuntimeError> {
+        let (path, options) = (path.to_path_buf(), options.clone());
+        let worker = Worker::start(runtime, move |stop| engine(runtime, &path, &options, stop), hear)?;
+        Ok(Self { runtime, worker })
     }
 
     /// The runtime.
@@ -288,54 +308,42 @@ impl Session {
     /// Every output for `images`.
     ///
     /// # Errors
-    /// When the runtime fails, or the graph takes pixels.
-    pub fn run(&mut self, images: &Images) -> Result<Vec<Output>, RuntimeError> {
-        self.feed(Feed::Images(images))
+    /// When the runtime fails, the graph takes pixels, or `hear` ends it.
+    pub fn run(&mut self, images: Images, hear: Listener<'_>) -> Result<Vec<Output>, RuntimeError> {
+        self.feed(Feed::Images(Arc::new(images)), hear)
     }
 
     /// The same of a graph that normalises.
     ///
     /// # Errors
-    /// When the runtime fails, or the graph takes normalised images.
-    pub fn run_pixels(&mut self, pixels: &Pixels) -> Result<Vec<Output>, RuntimeError> {
-        self.feed(Feed::Pixels(pixels))
+    /// When the runtime fails, the graph takes normalised images, or `hear` ends it.
+    pub fn run_pixels(&mut self, pixels: Pixels, hear: Listener<'_>) -> Result<Vec<Output>, RuntimeError> {
+        self.feed(Feed::Pixels(Arc::new(pixels)), hear)
     }
 
-    fn feed(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, RuntimeError> {
+    pub(super) fn feed(&mut self, feed: Feed, hear: Listener<'_>) -> Result<Vec<Output>, RuntimeError> {
         let runtime = self.runtime;
         let failed = |reason| RuntimeError::Failed { runtime, reason };
         let (shape, values) = feed.extent();
         if shape.iter().product::<usize>() != values || values == 0 {
             return Err(failed(format!("{values} values are not images of shape {shape:?}")));
         }
-        let Some(engine) = self.engine.as_mut() else {
-            return Err(failed("it panicked before".to_owned()));
-        };
-        match guarded(|| engine.run(feed)) {
-            Ok(result) => result.map_err(failed),
-            Err(reason) => {
-                // Dropping what a panic left half-done may panic again.
-                std::mem::forget(self.engine.take());
-                Err(failed(reason))
-            }
-        }
+        tell(hear, Event::Running { runtime, size: feed.size() })?;
+        self.worker.run(feed, hear)?.map_err(failed)
     }
 }
 
-/// Runs `work`, with a panic as an error.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("it panicked: {}", text.unwrap_or("no message"))
-    })
-}
-
-fn engine(runtime: Runtime, path: &Path, options: &RuntimeOptions) -> Result<Box<dyn Engine>, RuntimeError> {
+fn engine(
+    runtime: Runtime,
+    path: &Path,
+    options: &RuntimeOptions,
+    stop: &Stop,
+) -> Result<Box<dyn Engine>, RuntimeError> {
     // Which of these are used depends on the features.
-    let _ = (path, options);
+    let _ = (path, options, stop);
     match runtime {
         #[cfg(feature = "ort")]
-        Runtime::Ort => Ok(Box::new(ort::OnnxRuntime::open(path, options)?)),
+        Runtime::Ort => Ok(Box::new(ort::OnnxRuntime::open(path, options, stop)?)),
         #[cfg(feature = "tract")]
         Runtime::Tract => match tract::Tract::open(path, options) {
             Ok(engine) => Ok(Box::new(engine)),

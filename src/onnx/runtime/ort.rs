@@ -1,16 +1,16 @@
 //! ONNX Runtime, loaded at run time.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{RunOptions, Session};
 use ort::value::TensorRef;
 
 use super::library::find_ort_library;
-use super::{Engine, Feed, Images, Output, Pixels, Runtime, RuntimeError, RuntimeOptions};
+use super::{Engine, Feed, Output, Runtime, RuntimeError, RuntimeOptions, Stop};
 
 /// A process loads one library, once; later sessions share it, whatever options they bring.
 static ENVIRONMENT: OnceLock<Result<Environment, String>> = OnceLock::new();
@@ -38,7 +38,7 @@ fn environment(options: &RuntimeOptions) -> Result<Environment, RuntimeError> {
 }
 
 impl OnnxRuntime {
-    pub(super) fn open(path: &Path, options: &RuntimeOptions) -> Result<Self, RuntimeError> {
+    pub(super) fn open(path: &Path, options: &RuntimeOptions, stop: &Stop) -> Result<Self, RuntimeError> {
         let environment = environment(options)?;
         let session = || -> Result<Session, String> {
             let builder = Session::builder(&environment).map_err(|error| error.to_string())?;
@@ -46,6 +46,11 @@ impl OnnxRuntime {
             let builder =
                 builder.with_optimization_level(GraphOptimizationLevel::All).map_err(|error| error.to_string())?;
             let mut builder = builder.with_intra_threads(options.thread_count()).map_err(|error| error.to_string())?;
+            let canceler = builder.canceler();
+            stop.by(move || {
+                // Where it cannot be cancelled, it is left to end by itself.
+                let _ = canceler.cancel();
+            });
             builder.commit_from_file(path).map_err(|error| error.to_string())
         };
         Ok(Self { session: session().map_err(|reason| RuntimeError::Failed { runtime: Runtime::Ort, reason })? })
@@ -53,14 +58,23 @@ impl OnnxRuntime {
 }
 
 impl Engine for OnnxRuntime {
-    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String> {
+    fn run(&mut self, feed: &Feed, stop: &Stop) -> Result<Vec<Output>, String> {
         let words = |error: ort::Error| error.to_string();
+        let options = Arc::new(RunOptions::new().map_err(words)?);
+        let terminated = options.clone();
+        stop.by(move || {
+            // It then ends between two nodes.
+            let _ = terminated.terminate();
+        });
+        let (shape, session) = (feed.extent().0, &mut self.session);
         let outputs = match feed {
-            Feed::Images(Images { shape, values }) => {
-                self.session.run(ort::inputs![TensorRef::from_array_view((*shape, values.as_slice())).map_err(words)?])
+            Feed::Images(images) => {
+                let tensor = TensorRef::from_array_view((shape, images.values.as_slice())).map_err(words)?;
+                session.run_with_options(ort::inputs![tensor], &options)
             }
-            Feed::Pixels(Pixels { shape, values }) => {
-                self.session.run(ort::inputs![TensorRef::from_array_view((*shape, values.as_slice())).map_err(words)?])
+            Feed::Pixels(pixels) => {
+                let tensor = TensorRef::from_array_view((shape, pixels.values.as_slice())).map_err(words)?;
+                session.run_with_options(ort::inputs![tensor], &options)
             }
         };
         let outputs = outputs.map_err(words)?;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::prelude::{
     DatumType, Framework, InferenceFact, InferenceModel, InferenceModelExt, IntoRunnable, IntoTValue, TValue, Tensor,
-    TypedRunnableModel, tvec,
+    TractError, TypedRunnableModel, tvec,
 };
+use tract_onnx::tract_core::plan::eval;
 
-use super::{Engine, Feed, Images, Output, Pixels, RuntimeOptions};
+use super::{Engine, Feed, Output, RuntimeOptions, Stop};
 
 pub(super) struct Tract {
     model: InferenceModel,
@@ -51,14 +52,21 @@ impl Tract {
 }
 
 impl Engine for Tract {
-    fn run(&mut self, feed: Feed<'_>) -> Result<Vec<Output>, String> {
+    fn run(&mut self, feed: &Feed, stop: &Stop) -> Result<Vec<Output>, String> {
+        let shape = feed.extent().0;
         let tensor = match feed {
-            Feed::Images(Images { shape, values }) => Tensor::from_shape(shape, values),
-            Feed::Pixels(Pixels { shape, values }) => Tensor::from_shape(shape, values),
+            Feed::Images(images) => Tensor::from_shape(&shape, &images.values),
+            Feed::Pixels(pixels) => Tensor::from_shape(&shape, &pixels.values),
         };
         let tensor = tensor.map_err(words)?;
-        let plan = self.plan(tensor.datum_type(), feed.extent().0)?;
-        let outputs = multithread_tract_scope(self.executor.clone(), || plan.run(tvec![tensor.into_tvalue()]));
+        let plan = self.plan(tensor.datum_type(), shape)?;
+        let mut state = plan.spawn().map_err(words)?;
+        let outputs = multithread_tract_scope(self.executor.clone(), || {
+            state.run_plan_with_eval(tvec![tensor.into_tvalue()], |context, state, node, inputs| match stop.asked() {
+                false => eval(context, state, node, inputs),
+                true => Err(TractError::msg("interrupted")),
+            })
+        });
         let outputs = outputs.map_err(words)?;
         let output = |(name, value): (&String, &TValue)| {
             let view = value.to_plain_array_view::<f32>().map_err(words)?;

@@ -37,11 +37,3 @@ pub struct Summary {
     /// Most memory this process held, in bytes, where the system says.
     pub peak_memory: Option<u64>,
 }
-
-/// `VmHWM` of this process.
-pub(super) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kilobytes.checked_mul(1024)
-}

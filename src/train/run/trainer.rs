@@ -19,7 +19,7 @@ use super::images::Images;
 use super::model::{self, CheckpointModel};
 use super::result;
 use super::start::continued;
-use super::summary::{Summary, peak_memory};
+use super::summary::Summary;
 use super::watchdog::{Pulse, Stall, watch};
 use super::{Base, End, News, Pretraining};
 use crate::data::{Augment, DataError, Dataset, Loader, LoaderSettings, Share, TrainBatch};
@@ -535,7 +535,7 @@ impl<'a> Trainer<'a> {
             seconds,
             images_per_second: rate(self.trained.images as f64),
             data_wait: rate(self.trained.waited.as_secs_f64()),
-            peak_memory: peak_memory(),
+            peak_memory: crate::memory::peak(),
         };
         // A finished run that is resumed keeps the summary of those who ran it.
         if self.trained.steps > 0 || !desk.folder.file(Folder::SUMMARY).exists() {
