@@ -35,6 +35,7 @@ pub mod hint;
 pub mod identify;
 #[cfg(feature = "candle")]
 pub mod kernels;
+mod looks;
 mod memory;
 pub mod model;
 pub mod onnx;

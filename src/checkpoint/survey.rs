@@ -10,6 +10,7 @@ use super::pickle::{self, Arena, Id};
 use super::source::Source;
 use super::torch::{self, Storages};
 use super::{Checkpoint, CheckpointError, ContainerKind, TensorEntry, globals, legacy, safetensors, tar, zip};
+use crate::looks::looks;
 
 /// Warnings of one kind.
 const MAX_TOLD: usize = 16;
@@ -208,14 +209,9 @@ impl Survey {
 }
 
 fn unrecognised(bytes: &[u8]) -> CheckpointError {
-    let start =
-        |prefix: &[u8]| bytes[..bytes.len().min(64)].trim_ascii_start().to_ascii_lowercase().starts_with(prefix);
     let looks = match bytes {
-        [0x1f, 0x8b, ..] => Some("a gzip archive: unpack it first"),
         [0x80, 0..=5, ..] => Some("a pickle that torch.save did not write"),
-        _ if start(b"version https://git-lfs") => Some("a git-lfs pointer: run `git lfs pull`"),
-        _ if start(b"<!doctype html") || start(b"<html") => Some("a web page: the download was refused"),
-        _ => None,
+        bytes => looks(bytes),
     };
     let start = bytes.iter().take(16).map(|byte| byte.escape_ascii().to_string()).collect();
     CheckpointError::Unrecognised { looks, start }

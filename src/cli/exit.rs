@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::hint::Advised;
 use crate::fetch::{FetchError, Kind};
+use crate::onnx::ExportError;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,9 @@ impl Exit {
             }
             if let Some(advised) = cause.downcast_ref::<Advised>() {
                 return advised.exit();
+            }
+            if cause.downcast_ref::<ExportError>().is_some_and(ExportError::is_usage) {
+                return Self::Usage;
             }
             if let Some(fetch) = cause.downcast_ref::<FetchError>() {
                 match fetch.kind() {

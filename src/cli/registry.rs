@@ -9,7 +9,7 @@ use crate::fetch::Store;
 use crate::hint::{Command, Hint};
 use crate::model::{Canonical, ModelConfig, ModelFile};
 use crate::train::{CheckpointModel, RunModel, is_run};
-use crate::zoo::{Manifest, Zoo};
+use crate::zoo::{Manifest, Zoo, ZooError};
 
 /// The tool's own folder: `TEC_ZOO_HOME`, else `tec-zoo` in the platform's cache folder.
 pub(super) fn home() -> Result<PathBuf> {
@@ -51,6 +51,12 @@ pub(super) enum Place {
 
 /// Where `model` is. What of a run is taken, and what of it cannot be used, is said.
 pub(super) fn find(model: &str, output: &mut Output) -> Result<Place> {
+    if Path::new(model).is_file() {
+        let hint = Hint::new()
+            .words("convert it first: ")
+            .command(Command::new("convert").word(model.to_owned()).set("out", "DIR"));
+        return Err(Advised::refusal(format!("`{model}` is a file, not a model"), hint));
+    }
     if is_directory(model) {
         let path = Path::new(model);
         return match is_run(path) && !path.join(ModelFile::Config.name()).exists() {
@@ -62,11 +68,27 @@ pub(super) fn find(model: &str, output: &mut Output) -> Result<Place> {
         };
     }
     let zoo = zoo()?;
-    let manifest = zoo.get(model)?;
+    let manifest = match (zoo.get(model), resembling(model)) {
+        (Ok(manifest), _) => manifest,
+        (Err(ZooError::Unknown { .. }), Some(folder)) => {
+            let text = format!("no model is called `{model}`");
+            return Err(Advised::refusal(text, format!("did you mean the folder `{folder}`?")));
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
     match present(manifest)? {
         Some(directory) => Ok(Place::Directory(directory)),
         None => Err(absent(model)),
     }
+}
+
+/// A model's folder here whose name is close to `name`.
+fn resembling(name: &str) -> Option<String> {
+    let folders =
+        std::fs::read_dir(".").ok()?.flatten().filter(|entry| entry.path().join(ModelFile::Config.name()).exists());
+    let names = folders.filter_map(|entry| entry.file_name().into_string().ok());
+    let near = names.map(|folder| (strsim::jaro_winkler(&folder, name), folder)).filter(|(near, _)| *near >= 0.85);
+    near.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, folder)| folder)
 }
 
 /// The refusal of a model that is known and not on this machine.

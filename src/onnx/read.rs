@@ -11,6 +11,7 @@ use std::path::Path;
 use memmap2::Mmap;
 use serde::Serialize;
 
+use crate::looks::looks;
 use crate::wire::{Field, Reader, WireError, WireType};
 
 /// Why a file is not a readable ONNX model.
@@ -24,6 +25,14 @@ pub enum ReadError {
         path: String,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// The bytes are something else.
+    #[error("`{path}` is not an ONNX model: it looks like {looks}")]
+    SomethingElse {
+        /// The file.
+        path: String,
+        /// What it is.
+        looks: &'static str,
     },
     /// The bytes are no ONNX model.
     #[error("`{path}` is not an ONNX model")]
@@ -159,7 +168,12 @@ impl ModelInfo {
         // SAFETY: the map is read-only and dropped before this returns. A writer that shortens the file meanwhile ends
         // the process with SIGBUS, as with every mapped file; this tool only ever replaces files by rename.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Self::parse(&map).map_err(|source| ReadError::Malformed { path: shown(), source })
+        let refused = |source| match looks(&map) {
+            // A graph that is damaged later on begins as one.
+            Some(looks) if !looks.contains("ONNX") => ReadError::SomethingElse { path: shown(), looks },
+            _ => ReadError::Malformed { path: shown(), source },
+        };
+        Self::parse(&map).map_err(refused)
     }
 
     /// Reads a model from memory.
