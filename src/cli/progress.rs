@@ -70,17 +70,18 @@ impl<'a> Progress<'a> {
                 self.say(format_args!("goes on from `{run}` after its update {step}, epoch {their_epoch:.2}"));
                 self.say(format_args!("here it is epoch {epoch:.2} of the schedule, learning rate {lr:.2e}"));
                 if !afresh.is_empty() {
-                    let names = afresh.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-                    let more = afresh.len().saturating_sub(3);
-                    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                    self.warn(format_args!("begin afresh, weights and moments: {names}{more}"));
+                    let mut parts: Vec<&str> =
+                        afresh.iter().map(|name| name.split('.').next().unwrap_or(name)).collect();
+                    parts.dedup();
+                    let (count, parts) = (afresh.len(), parts.join("`, `"));
+                    self.warn(format_args!("{count} parameters begin afresh, weights and moments: of `{parts}`"));
                 }
             }
             News::Disk(room) if self.tells => {
                 let free = room.free.map_or(String::new(), |free| format!(" of {} free", DecimalBytes(free)));
                 let (each, needed) = (DecimalBytes(room.checkpoint), DecimalBytes(room.needed));
                 let most = room.checkpoints;
-                self.say(format_args!("disk: {needed}{free}, for {most} more checkpoints of {each} and the result"));
+                self.say(format_args!("disk: {needed}{free}: the result and {most} checkpoints of {each}"));
             }
             News::Damaged { path, reason } => {
                 self.warn(format_args!("`{}` cannot be used: {reason}; going back further", path.display()));

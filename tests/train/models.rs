@@ -175,3 +175,28 @@ fn a_base_that_is_a_checkpoint_is_kept_in_the_run_and_found_again() {
     place.ok(&["pretrain", "--out", "moved", "--resume"]);
     place.outcome("moved").assert_is(&place.outcome("alone"), "from the base it kept");
 }
+
+#[test]
+fn a_run_of_a_version_whose_checkpoints_were_no_models_goes_on_and_gets_its_model() {
+    let place = Place::new();
+    place.pretrain("run", &["optimizer.epochs=2", "optimizer.warmup_epochs=1"]);
+    let expected = place.outcome("run");
+    std::fs::remove_dir_all(place.path("run/model")).unwrap();
+    for checkpoint in checkpoints(&place.path("run")) {
+        let path = checkpoint.join("checkpoint.json");
+        let mut record: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        record["format"] = 1.into();
+        record["belongs"].as_object_mut().unwrap().remove("model");
+        for entry in record["layout"].as_array_mut().unwrap() {
+            entry.as_object_mut().unwrap().remove("updates");
+        }
+        std::fs::write(path, record.to_string()).unwrap();
+    }
+    let refused = place.fails(1, &["info", "run"]);
+    assert!(
+        refused.contains("an older version wrote it") && refused.contains("the run can go on from it"),
+        "{refused}"
+    );
+    place.ok(&["pretrain", "--out", "run", "--resume"]);
+    place.outcome("run").assert_is(&expected, "of an older version");
+}

@@ -1,13 +1,14 @@
 //! Where an update counts from: a checkpoint of this run, one of another, or nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::branch::{Branch, BranchFile};
 use super::checkpoint::Checkpoint;
 use super::error::RunError;
-use super::folder::started_run;
+use super::folder::{RunFile, started_run};
 use super::{Pretraining, result};
 use crate::model::ModelConfig;
+use crate::train::distributed::World;
 use crate::train::{Recipe, Schedule, Step};
 
 /// What is known of a run before its first update here.
@@ -16,7 +17,7 @@ pub(super) struct Beginning {
     pub(super) done: u64,
     /// Broken images before.
     pub(super) skipped: u64,
-    /// The checkpoint of this run that it goes on from.
+    /// The checkpoint of this run that it goes on from, where that says all a checkpoint says.
     pub(super) saved: Option<(u64, PathBuf)>,
     /// The run that this one began from, now or before.
     pub(super) branch: Option<BranchFile>,
@@ -47,10 +48,12 @@ impl Beginning {
             let shown = checkpoint.path.display().to_string();
             step.restore(checkpoint.state().map_err(|reason| RunError::Invalid { path: shown, reason })?)?;
             let Checkpoint { path, belongs, .. } = checkpoint;
+            let knows = belongs.model.is_some();
             same_parent(settings, schedule, recorded.as_ref())?;
             // A parent may be gone by now; what it passed on is written down.
             let model = belongs.model.filter(|_| recorded.is_some()).map_or(new.model, |model| *model);
-            let saved = Some((belongs.step, path));
+            // A checkpoint of an older version does not say what its model is: it is written again.
+            let saved = knows.then_some((belongs.step, path));
             return Ok(Self { done: belongs.step, skipped: belongs.skipped, saved, branch: recorded, model, ..new });
         }
         let again = match (&settings.branch, &recorded) {
@@ -70,6 +73,23 @@ impl Beginning {
         branch.descend(&mut model, &file);
         Ok(Self { done: file.start, branched: Some((branch.epoch(), afresh)), branch: Some(file), model, ..new })
     }
+}
+
+/// Refuses processes that found different weights: a run that still trains may have saved between their looks.
+pub(super) fn agree(world: &World, out: &Path, about: &RunFile) -> Result<(), RunError> {
+    let (base, branch) = (about.base.as_ref(), about.branch.as_ref());
+    let found = [("base", base.map(|base| &base.sha256)), ("parent", branch.map(|branch| &branch.sha256))];
+    for (what, sha256) in found {
+        let is = sha256.map_or(String::new(), String::clone);
+        let mut first = format!("{is:64}").into_bytes();
+        world.broadcast(&mut first)?;
+        let was = String::from_utf8_lossy(&first).trim_end().to_owned();
+        if was != is {
+            let is = format!("{is} in rank {}", world.rank());
+            return Err(RunError::Other { path: out.display().to_string(), what, was, is });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to go on with another parent than the run began from.

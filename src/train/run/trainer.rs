@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use candle_core::Device;
 
 use super::base::{keep, kept_base};
-use super::begin::Beginning;
+use super::begin::{Beginning, agree};
 use super::checkpoint::{Belongs, Checkpoint};
 use super::desk::Desk;
 use super::disk::Room;
@@ -217,6 +217,7 @@ impl<'a> Trainer<'a> {
         let beginning = Beginning::of(settings, recipe, &schedule, from, &mut step, dataset.damaged().len() as u64)?;
         let Beginning { done, skipped, saved, branch, branched, model } = beginning;
         about.branch = branch;
+        agree(world, &settings.out, &about)?;
 
         let batch = micro_batch(recipe, world);
         let micro_batches = recipe.optimizer.batch / world.size() / batch;
@@ -228,6 +229,7 @@ impl<'a> Trainer<'a> {
         };
         let loader = Loader::new(dataset.clone(), loading.clone(), start)?;
         let path = saved.as_ref().map(|(_, path)| path.clone());
+        let unsaved = saved.is_none();
         report.say(News::Started { done, steps: schedule.steps(), images, from: path.as_deref() });
         if let (Some(from), Some((their_epoch, afresh))) = (&about.branch, &branched) {
             let (epoch, lr) = (schedule.epoch(done), schedule.lr(done));
@@ -271,8 +273,8 @@ impl<'a> Trainer<'a> {
             trained: Tally::default(),
             last_epoch,
         };
-        if branched.is_some() {
-            // From here on the parent may go.
+        if branched.is_some() || (done > 0 && unsaved) {
+            // From here on a parent may go.
             trainer.save(report)?;
         }
         Ok(trainer)
