@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{Action, Conversion, Layout, Plan, Progress, Request, Sidecar, emit};
 use crate::fetch::{Store, convert_remote};
 use crate::model::ModelFile;
-use crate::train::is_run;
+use crate::train::{CheckpointModel, is_run};
 
 /// Bring a checkpoint into the common format; or, with --to, a model into another layout
 #[derive(Debug, clap::Args)]
@@ -115,8 +115,8 @@ fn of_run(args: &Args, output: &mut Output) -> Result<Exit> {
     let written = written?;
     match args.json {
         true => output.json(&serde_json::json!({
-            "dir": written.dir(), "checkpoint": model.checkpoint().map(|model| model.path()),
-            "step": model.checkpoint().map(|model| model.step()), "config": written.config(),
+            "dir": written.dir(), "checkpoint": model.checkpoint().map(CheckpointModel::path),
+            "step": model.checkpoint().map(CheckpointModel::step), "config": written.config(),
         }))?,
         false => output.line(written.dir().display())?,
     }

@@ -93,6 +93,8 @@ fn lcm(a: u64, b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop where it stands")]
+
     use super::*;
     use crate::train::Precision;
 
