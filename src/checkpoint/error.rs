@@ -117,9 +117,6 @@ pub enum CheckpointError {
         what: String,
     },
     /// A safetensors header that does not hold.
-    #[error("its safetensors header does not hold")]
-    Safetensors(#[from] safetensors::SafeTensorError),
-    /// The same, where the format's own checks let it pass.
     #[error("safetensors: {reason}")]
     Header {
         /// What is wrong.
@@ -153,6 +150,13 @@ fn quoted(names: &[String]) -> String {
 
 fn said(looks: &Option<&str>) -> String {
     looks.map(|looks| format!("; it looks like {looks}")).unwrap_or_default()
+}
+
+// Only its words: its text holds its own causes' already.
+impl From<safetensors::SafeTensorError> for CheckpointError {
+    fn from(error: safetensors::SafeTensorError) -> Self {
+        Self::Header { reason: error.to_string() }
+    }
 }
 
 impl CheckpointError {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -283,9 +283,8 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let written = export(&model, file, &options, &mut |event| progress.hear(event))?;
     drop(progress);
     if scratch.is_some() && written.data.is_some() {
-        bail!(
-            "{out} takes one file, and this model's weights need a second one beside it\nhint: give the name of a file"
-        );
+        let text = format!("{out} takes one file, and this model's weights need a second one beside it");
+        return Err(Advised::refusal(text, "give the name of a file"));
     }
     let exit = report(args, &model, &written, &out, output)?;
     if scratch.is_some() {

@@ -53,21 +53,10 @@ struct Failure {
 
 impl Failure {
     fn new(error: &anyhow::Error, exit: Exit) -> Self {
-        let mut hints: Vec<String> = hint::of(error).iter().map(hint::shown).collect();
-        let mut texts = error.chain().map(|cause| {
-            let text = cause.to_string();
-            // Rooms whose errors still have their advice in their text.
-            match text.split_once("\nhint: ") {
-                Some((text, hint)) => {
-                    hints.push(hint.to_owned());
-                    text.to_owned()
-                }
-                None => text,
-            }
-        });
+        let hint = hint::of(error).map(|hint| hint::shown(&hint));
+        let mut texts = error.chain().map(ToString::to_string);
         let error = texts.next().unwrap_or_default();
-        let causes = texts.collect();
-        Self { schema: 1, error, causes, hint: hints.into_iter().next(), exit: exit.code() }
+        Self { schema: 1, error, causes: texts.collect(), hint, exit: exit.code() }
     }
 }
 

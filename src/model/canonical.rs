@@ -78,12 +78,12 @@ pub enum CanonicalError {
         reason: String,
     },
     /// A safetensors file is malformed.
-    #[error("cannot use `{path}`")]
+    #[error("cannot use `{path}`: {reason}")]
     Safetensors {
         /// The file.
         path: String,
-        /// The parser's reason.
-        source: safetensors::SafeTensorError,
+        /// The parser's reason, with its own causes.
+        reason: String,
     },
     /// The tensors are not the ones the configuration promises.
     #[error("`{path}` does not hold the model its config.json describes:\n{problems}")]
@@ -164,13 +164,16 @@ impl Weights {
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() == 0 {
             // An empty file cannot be mapped; say what it is instead of the system's `invalid argument`.
-            let source = safetensors::SafeTensorError::HeaderTooSmall;
-            return Err(CanonicalError::Safetensors { path: path.display().to_string(), source });
+            let reason = safetensors::SafeTensorError::HeaderTooSmall.to_string();
+            return Err(CanonicalError::Safetensors { path: path.display().to_string(), reason });
         }
         // SAFETY: the map is read-only. As with every mapped file, a writer that shortens it under us ends the process
         // with SIGBUS; the tool itself only ever replaces files by rename, which leaves old maps whole.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let bad = |source| CanonicalError::Safetensors { path: path.display().to_string(), source };
+        let bad = |error: safetensors::SafeTensorError| CanonicalError::Safetensors {
+            path: path.display().to_string(),
+            reason: error.to_string(),
+        };
         let (header_len, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
         let start = 8 + header_len;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();

@@ -331,7 +331,7 @@ fn reference_outputs(
 
 /// Why a runtime did not run, with what to do about it.
 fn reason(error: &RuntimeError) -> String {
-    let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
+    let hint = error.hint().map(|hint| format!("; {hint}"));
     in_full(error) + &hint.unwrap_or_default()
 }
 
