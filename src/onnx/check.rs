@@ -186,7 +186,7 @@ pub fn check(
 ) -> Result<CheckReport, CheckError> {
     let info = ModelInfo::open(path)?;
     let interface = Interface::of(&info, path)?;
-    let inputs = interface.inputs(options, path)?;
+    let inputs = interface.inputs(options, path, hear)?;
     let dtype = info.metadata.get("dtype").and_then(|name| serde_json::from_value(name.as_str().into()).ok());
     let calibrated = info.metadata.contains_key("calibration");
     let tolerance = options.tolerance.unwrap_or_else(|| Tolerance::of(dtype.unwrap_or_default(), calibrated));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::check::{CheckError, CheckOptions, DEFAULT_BATCH};
+use super::event::{Event, Listener, tell};
 use super::read::{DimInfo, ModelInfo};
 use super::runtime::{Feed, Images, Pixels};
 
@@ -51,7 +52,12 @@ impl Interface {
     }
 
     /// What to run it on.
-    pub(super) fn inputs(&self, options: &CheckOptions, path: &Path) -> Result<Vec<Feed>, CheckError> {
+    pub(super) fn inputs(
+        &self,
+        options: &CheckOptions,
+        path: &Path,
+        hear: Listener<'_>,
+    ) -> Result<Vec<Feed>, CheckError> {
         let refused = |reason: String| CheckError::Interface { path: path.display().to_string(), reason };
         let fits = |size: [usize; 2]| match self.size {
             Some([height, width]) if [height, width] != size => {
@@ -74,7 +80,12 @@ impl Interface {
                     true => Feed::Pixels(Arc::new(Pixels::synthetic(DEFAULT_BATCH, size))),
                     false => Feed::Images(Arc::new(Images::synthetic(DEFAULT_BATCH, size))),
                 };
-                sizes.iter().map(|size| fits(*size).map(feed)).collect()
+                let mut feeds = Vec::with_capacity(sizes.len());
+                for size in sizes {
+                    tell(hear, Event::Working)?;
+                    feeds.push(feed(fits(*size)?));
+                }
+                Ok(feeds)
             }
         }
     }
