@@ -9,7 +9,7 @@ use super::{exit::Exit, out, output::Output};
 use crate::train::Metrics;
 use crate::view::{Curve, ViewError, curves};
 
-/// Pictures, as SVG
+/// Pictures, as SVG or PNG
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -25,8 +25,8 @@ enum Verb {
         /// Folders `pretrain --out` made, finished or not
         #[arg(required = true, value_name = "RUN")]
         runs: Vec<PathBuf>,
-        /// The picture to write; `-` for standard output
-        #[arg(long, value_name = "FILE.svg")]
+        /// The picture to write, .svg or .png; `-` for SVG on standard output
+        #[arg(long, value_name = "FILE")]
         out: PathBuf,
         /// Replace a file that is already there
         #[arg(long)]

@@ -1,9 +1,10 @@
 //! The curves of one run, or of several over one another: a panel for each quantity any of them has.
 
-use std::io::Write as _;
-
+use plotters::coord::Shift;
+use plotters::drawing::DrawingAreaErrorKind;
 use plotters::prelude::*;
 
+use super::picture::{self, Drawing};
 use crate::destination::{Destination, DestinationError};
 use crate::hint::{Command, Hint};
 use crate::train::StepRecord;
@@ -40,6 +41,14 @@ pub enum ViewError {
     Draw {
         /// The drawing library's reason.
         reason: String,
+    },
+    /// A picture of a kind that is not drawn.
+    #[error("`{path}` cannot be written: pictures are `.svg` or `.png`, not `.{ending}`")]
+    Format {
+        /// The file.
+        path: String,
+        /// The ending of its name.
+        ending: String,
     },
     /// The picture cannot go where it was meant to.
     #[error(transparent)]
@@ -85,76 +94,72 @@ const QUANTITIES: [Quantity; 7] = [
     ("images per second", |record| Some(record.images_per_second)),
 ];
 
-/// Draws `runs` against epochs, as the SVG file `out`.
+/// Draws `runs` against epochs to `out`: as PNG where its name ends in `.png`, as SVG where it ends in `.svg` or has no ending.
 ///
 /// # Errors
 /// [`ViewError`].
 pub fn curves(runs: &[Curve], out: impl Into<Destination>) -> Result<(), ViewError> {
-    let out = out.into();
     if let Some(run) = runs.iter().find(|run| run.records.is_empty()) {
         return Err(ViewError::Empty { run: run.name.clone() });
     }
-    out.check_file()?;
-    let text = draw(runs).map_err(|error| ViewError::Draw { reason: error.to_string() })?;
-    let mut staged = out.file_output()?;
-    let failed = |source| ViewError::Write { path: out.path().display().to_string(), source };
-    staged.file().write_all(text.as_bytes()).map_err(failed)?;
-    Ok(staged.commit()?)
+    picture::write(&Curves(runs), &out.into())
 }
 
-fn draw(runs: &[Curve]) -> Result<String, Box<dyn std::error::Error + '_>> {
-    let has = |(_, of): &&Quantity| runs.iter().any(|run| run.records.iter().any(|record| of(record).is_some()));
-    let panels: Vec<&Quantity> = QUANTITIES.iter().filter(has).collect();
-    let mut text = String::new();
-    {
-        let size = (PANEL.0, PANEL.1 * panels.len() as u32);
-        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
-        root.fill(&WHITE)?;
-        for (area, (name, of)) in root.split_evenly((panels.len(), 1)).iter().zip(panels) {
-            panel(area, runs, name, *of)?;
-        }
-        root.present()?;
+struct Curves<'a>(&'a [Curve]);
+
+impl Curves<'_> {
+    fn panels(&self) -> Vec<&'static Quantity> {
+        let has = |(_, of): &&Quantity| self.0.iter().any(|run| run.records.iter().any(|record| of(record).is_some()));
+        QUANTITIES.iter().filter(has).collect()
     }
-    Ok(text)
 }
 
-fn panel(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+impl Drawing for Curves<'_> {
+    fn size(&self) -> (u32, u32) {
+        (PANEL.0, PANEL.1 * self.panels().len() as u32)
+    }
+
+    fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<(), String> {
+        let panels = self.panels();
+        let areas = area.split_evenly((panels.len(), 1));
+        areas.iter().zip(panels).try_for_each(|(area, (name, of))| panel(area, self.0, name, *of))
+    }
+}
+
+fn panel<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
     runs: &[Curve],
     name: &str,
     of: fn(&StepRecord) -> Option<f64>,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<(), String> {
     let lines: Vec<Vec<(f64, f64)>> = runs.iter().map(|run| thinned(&run.records, of)).collect();
     let [x, y] = [|point: &(f64, f64)| point.0, |point: &(f64, f64)| point.1].map(|axis| range(&lines, axis));
+    let failed = |error: DrawingAreaErrorKind<B::ErrorType>| error.to_string();
     let mut chart = ChartBuilder::on(area)
         .caption(name, ("sans-serif", 16))
         .margin(8)
         .x_label_area_size(28)
         .y_label_area_size(64)
         .build_cartesian_2d(x, y)
-        .map_err(|error| error.to_string())?;
+        .map_err(failed)?;
     chart
         .configure_mesh()
         .x_desc("epoch")
         .light_line_style(WHITE)
         .y_label_formatter(&|value| number(*value))
         .draw()
-        .map_err(|error| error.to_string())?;
+        .map_err(failed)?;
     for (at, (run, line)) in runs.iter().zip(lines).enumerate() {
         let color = Palette99::pick(at).to_rgba();
         chart
             .draw_series(LineSeries::new(line, color.stroke_width(2)))
-            .map_err(|error| error.to_string())?
+            .map_err(failed)?
             .label(&run.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
     }
     if runs.len() > 1 {
-        chart
-            .configure_series_labels()
-            .border_style(BLACK.mix(0.3))
-            .background_style(WHITE.mix(0.8))
-            .draw()
-            .map_err(|error| error.to_string())?;
+        let mut labels = chart.configure_series_labels();
+        labels.border_style(BLACK.mix(0.3)).background_style(WHITE.mix(0.8)).draw().map_err(failed)?;
     }
     Ok(())
 }

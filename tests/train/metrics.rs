@@ -138,3 +138,27 @@ fn curves_draw_every_run_into_a_panel_for_each_quantity() {
     let error = curves(&[run("empty", 0)], &out).unwrap_err().to_string();
     assert_eq!(error, "`empty` has no updates to draw yet");
 }
+
+#[test]
+fn a_picture_is_of_the_kind_its_name_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let runs = [Curve { name: "größer".to_owned(), records: (1..=50).map(record).collect() }];
+    let written = |name: &str| {
+        let out = dir.path().join(name);
+        curves(&runs, &out).map(|()| std::fs::read(out).unwrap())
+    };
+    let picture = image::load_from_memory_with_format(&written("x.PNG").unwrap(), image::ImageFormat::Png).unwrap();
+    let picture = picture.to_rgb8();
+    assert_eq!(picture.dimensions(), (960, 6 * 260));
+    // White paper, dark letters, and a line in colour.
+    let count = |is: fn(&[u8; 3]) -> bool| picture.pixels().filter(|pixel| is(&pixel.0)).count();
+    assert!(count(|pixel| *pixel == [255; 3]) > 1_000_000);
+    assert!(count(|pixel| pixel.iter().all(|value| *value < 64)) > 3_000);
+    assert!(count(|[r, g, b]| r.abs_diff(*g).max(g.abs_diff(*b)) > 100) > 3_000);
+    for name in ["x.svg", "x"] {
+        assert!(written(name).unwrap().starts_with(b"<svg"), "{name}");
+    }
+    let error = written("x.pdf").unwrap_err().to_string();
+    assert!(error.contains("`.svg` or `.png`, not `.pdf`"), "{error}");
+    assert!(!dir.path().join("x.pdf").exists());
+}
