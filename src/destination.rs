@@ -211,6 +211,20 @@ impl Destination {
         self.directory(own).map(drop)
     }
 
+    /// The folder to work in, links followed: it is there, or can be made.
+    ///
+    /// # Errors
+    /// [`DestinationError`].
+    pub fn folder(&self) -> Result<PathBuf, DestinationError> {
+        let Place::Path(path) = &self.place else {
+            return Err(DestinationError::Kind { path: "-".to_owned(), is: "standard output", wanted: DIRECTORY });
+        };
+        match resolved(path)? {
+            (target, Found::Nothing | Found::Directory) => Ok(target),
+            (_, found) => Err(DestinationError::Kind { path: shown(path), is: found.name(), wanted: DIRECTORY }),
+        }
+    }
+
     /// Starts the file; see [`StagedOutput`].
     pub(crate) fn file_output(&self) -> Result<StagedOutput, DestinationError> {
         let Place::Path(path) = &self.place else {
@@ -264,18 +278,11 @@ impl Destination {
     }
 
     fn directory(&self, own: &[&str]) -> Result<PathBuf, DestinationError> {
-        let Place::Path(path) = &self.place else {
-            return Err(DestinationError::Kind { path: "-".to_owned(), is: "standard output", wanted: DIRECTORY });
-        };
-        let (target, found) = resolved(path)?;
-        match found {
-            Found::Nothing => Ok(target),
-            Found::Directory => {
-                self.replaceable(&target, own)?;
-                Ok(target)
-            }
-            found => Err(DestinationError::Kind { path: shown(path), is: found.name(), wanted: DIRECTORY }),
+        let target = self.folder()?;
+        if target.is_dir() {
+            self.replaceable(&target, own)?;
         }
+        Ok(target)
     }
 
     /// Refuses a directory with anything in it that must not be lost.

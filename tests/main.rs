@@ -31,6 +31,8 @@ mod language;
 #[cfg(feature = "train")]
 mod method;
 #[cfg(feature = "cli")]
+mod names;
+#[cfg(feature = "cli")]
 mod onnx;
 #[cfg(all(feature = "cli", unix))]
 mod outputs;

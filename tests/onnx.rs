@@ -160,6 +160,7 @@ impl Nano {
                 tool: "test".into(),
                 branched_from: Vec::new(),
                 lineage: vec!["mae-nano".into()],
+                lineage_sha256: Vec::new(),
             },
             licence: Licence { spdx: "CC-BY-NC-4.0".into(), evidence: String::new() },
             vit,

@@ -186,16 +186,24 @@ fn a_misspelt_name_gets_the_nearest_ones() {
 }
 
 #[test]
-fn an_overlay_adds_overrides_and_refuses_what_is_wrong() {
+fn an_overlay_adds_overrides_where_it_says_so_and_refuses_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(root("zoo/mae-vitb.toml")).unwrap();
     std::fs::write(dir.path().join("mine.toml"), text.replace("name = \"mae-vitb\"", "name = \"mine\"")).unwrap();
-    std::fs::write(dir.path().join("mae-vitb.toml"), text.replace("MAE ViT-B/16", "overridden")).unwrap();
+    let overriding = text.replace("MAE ViT-B/16", "overridden");
+    std::fs::write(dir.path().join("mae-vitb.toml"), &overriding).unwrap();
     std::fs::write(dir.path().join("notes.txt"), "not a manifest").unwrap();
     std::fs::write(dir.path().join(".half-written.toml"), "nor is").unwrap();
     let zoo = Zoo::with_overlay(dir.path()).unwrap();
     assert_eq!(zoo.iter().count(), Zoo::embedded().unwrap().iter().count() + 1);
+    // A released model's name is not enough to stand in its place.
+    assert!(zoo.get("mae-vitb").unwrap().title.starts_with("MAE ViT-B/16"));
+    assert_eq!(zoo.ignored(), [dir.path().join("mae-vitb.toml")]);
+    let replacing = overriding.replacen("family =", "replaces = true\nfamily =", 1);
+    std::fs::write(dir.path().join("mae-vitb.toml"), replacing).unwrap();
+    let zoo = Zoo::with_overlay(dir.path()).unwrap();
     assert!(zoo.get("mae-vitb").unwrap().title.starts_with("overridden"));
+    assert!(zoo.ignored().is_empty());
     assert_eq!(zoo.get("mine").unwrap().family, "mae");
 
     std::fs::write(dir.path().join("other.toml"), &text).unwrap();
@@ -267,7 +275,7 @@ fn a_registered_model_is_in_the_catalogue_with_its_bases_terms() {
     let go_on = &mut |_| std::ops::ControlFlow::Continue(());
     tec_zoo::convert::convert(&checkpoint, &model, &request, go_on).unwrap();
 
-    let written = tec_zoo::zoo::register(&overlay, "my-tec", &model).unwrap();
+    let written = tec_zoo::zoo::register(&overlay, "my-tec", &model, false).unwrap();
     assert_eq!(written, overlay.join("my-tec.toml"));
     let zoo = Zoo::with_overlay(&overlay).unwrap();
     let manifest = zoo.get("my-tec").unwrap();
@@ -277,10 +285,10 @@ fn a_registered_model_is_in_the_catalogue_with_its_bases_terms() {
     tec_zoo::model::Canonical::open(manifest.directory.as_ref().unwrap()).unwrap();
 
     for name in ["", "../escape", "Upper", "a b", ".hidden", "trailing."] {
-        let error = tec_zoo::zoo::register(&overlay, name, &model).unwrap_err().in_full();
+        let error = tec_zoo::zoo::register(&overlay, name, &model, true).unwrap_err().in_full();
         assert!(error.contains("cannot be a model's name"), "{name}: {error}");
     }
-    let error = tec_zoo::zoo::register(&overlay, "empty", dir.path()).unwrap_err().in_full();
+    let error = tec_zoo::zoo::register(&overlay, "empty", dir.path(), false).unwrap_err().in_full();
     assert!(error.contains("not a model directory"), "{error}");
     assert_eq!(std::fs::read_dir(&overlay).unwrap().count(), 1, "a refused model left something behind");
 }

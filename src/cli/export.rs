@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::calibrate::calibrate;
 use super::hint::Advised;
-use super::{exit::Exit, exit::Usage, out, output::Output, registry, runtimes};
+use super::{exit::Exit, exit::Usage, identity::Identity, out, output::Output, registry, runtimes};
 use crate::destination::Destination;
 use crate::hint::Hint;
 use crate::memory;
@@ -264,6 +264,7 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         resample: args.resample.map(Rule::resample),
         normalize_input: args.normalize_input,
         dtype: args.dtype.dtype(),
+        model_id: Some(Identity::of(&args.model, &model)?.name),
         ..ExportOptions::default()
     };
     if let Some(images) = &args.calibrate {

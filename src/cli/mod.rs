@@ -17,6 +17,7 @@ mod export;
 mod fetch;
 mod hint;
 mod identify;
+mod identity;
 mod info;
 mod inspect;
 mod interrupt;

@@ -203,6 +203,11 @@ impl Output {
     }
 }
 
+/// Something the user should not miss, where no [`Output`] is at hand.
+pub(super) fn warning(text: impl std::fmt::Display) {
+    eprintln!("warning: {text}");
+}
+
 fn paint(on: bool, color: Paint, text: &str) -> String {
     let code = match color {
         Paint::Good => "32",

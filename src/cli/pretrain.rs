@@ -6,15 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::progress::{self, Progress, time};
-use super::{exit::Exit, exit::Usage, hint::Advised, interrupt, output::Output, registry};
+use super::{exit::Exit, exit::Usage, hint::Advised, identity::Identity, interrupt, out, output::Output, registry};
 use crate::kernels::{DeviceError, open_device};
 use crate::model::Canonical;
 use crate::train::distributed::{Place, World};
 use crate::train::{
-    Base, Branch, End, Parent, Pretraining, Recipe, Replay, Summary, checkpoint_name, is_run, pretrain, replay,
-    started_recipe, started_run,
+    Base, Branch, End, Parent, Pretraining, Recipe, Replay, Summary, is_run, pretrain, replay, started_recipe,
+    started_run,
 };
-use crate::zoo::{Digest, Manifest, Zoo};
 
 /// Train a new ViT from any base's backbone, as TEC does
 #[derive(Debug, clap::Args)]
@@ -63,6 +62,9 @@ pub(super) struct Args {
     /// Register the result under this name, so that every command takes it
     #[arg(long)]
     name: Option<String>,
+    /// With --name: take the name even where another model has it; a run's folder is never overwritten
+    #[arg(long, requires = "name")]
+    overwrite: bool,
     /// Repeat the update of a dump that a non-finite loss left; exit 3 when it ends otherwise now
     #[arg(long, value_name = "DUMP", conflicts_with_all = ["data", "out", "recipe", "set", "resume", "name", "branch_from"])]
     replay: Option<PathBuf>,
@@ -85,24 +87,35 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
         return show_replay(&replay(dump, base, &device, &mut |_| interrupt::flow())?, args.json, output);
     }
     let out = args.out.as_deref().context("name the run's folder with --out")?;
+    let out = &*out::destination(out, false).folder()?;
     if let Some(name) = &args.name {
         // Hours later is too late to learn it.
-        crate::zoo::check_name(name)?;
+        crate::zoo::check_name(&registry::overlay()?, name, &out.join("model"), args.overwrite)?;
     }
     let started = if args.resume { started_run(out)?.map(|started| started.run) } else { None };
     let parent = args.branch_from.as_deref().map(|from| parent(from, output)).transpose()?;
     let own = started.as_ref().or(parent.as_ref().and_then(Parent::about));
     let base = match (&args.base, started.as_ref().and_then(|run| run.base.as_ref())) {
-        (Some(base), _) => Some(named_base(base, output)?),
-        (None, Some(base)) => Some(opened_base(base.name.clone(), Canonical::open(&base.directory)?)?),
+        (Some(model), _) => {
+            let opened = registry::open(model, output)?;
+            Some((Identity::of(model, &opened)?, opened))
+        }
+        (None, Some(base)) => {
+            let opened = Canonical::open(&base.directory)?;
+            Some((Identity::of_started(&base.name, &opened)?, opened))
+        }
         (None, None) => match parent.as_ref().filter(|_| started.is_none()).map(Parent::base).transpose()?.flatten() {
-            Some((name, model)) => Some(opened_base(name, model)?),
+            Some((name, opened)) => Some((Identity::of_started(&name, &opened)?, opened)),
             None => None,
         },
     };
     let data = args.data.clone().or_else(|| own.map(|run| run.data.clone()));
     let data = data.ok_or_else(|| Usage("name the images with --data: there is no run that says them".into()))?;
-    let recipe = recipe(args, out, base.as_ref(), parent.as_ref())?;
+    let recipe = recipe(args, out, base.as_ref().map(|(identity, _)| identity), parent.as_ref())?;
+    let base = base.map(|(Identity { name, manifest }, model)| {
+        let tec = manifest.and_then(|manifest| manifest.tec);
+        Base { name, model, tec }
+    });
 
     let branch = parent.map(|parent| Branch { parent, start_epoch: args.start_epoch });
     let settings = Pretraining {
@@ -146,13 +159,14 @@ fn train(args: &Args, settings: &Pretraining, world: &World, output: &mut Output
         }
         End::Finished(None) => Ok(Exit::Done),
         End::Finished(Some(summary)) => {
-            if let Some(name) = &args.name {
-                crate::zoo::register(&registry::overlay()?, name, &summary.model)?;
-                output.say(format_args!("registered as `{name}`"));
-            }
             match args.json {
                 true => output.json(&summary)?,
                 false => print(&summary, output)?,
+            }
+            if let Some(name) = &args.name {
+                // Asked again: the name may have been taken while the run went on. The model stays where it is then.
+                crate::zoo::register(&registry::overlay()?, name, &summary.model, args.overwrite)?;
+                output.say(format_args!("registered as `{name}`"));
             }
             Ok(Exit::Done)
         }
@@ -182,7 +196,7 @@ fn parent(from: &str, output: &mut Output) -> Result<Parent> {
 }
 
 /// The recipe asked for; of a run that goes on, or of the one before it, its own; otherwise the shortest that was published for the base.
-fn recipe(args: &Args, out: &Path, base: Option<&Base>, parent: Option<&Parent>) -> Result<Recipe> {
+fn recipe(args: &Args, out: &Path, base: Option<&Identity>, parent: Option<&Parent>) -> Result<Recipe> {
     if let Some(name) = &args.recipe {
         return Ok(Recipe::load(name, &args.set)?);
     }
@@ -194,7 +208,7 @@ fn recipe(args: &Args, out: &Path, base: Option<&Base>, parent: Option<&Parent>)
     if let Some(parent) = parent {
         return Ok(parent.recipe().with_all(&args.set)?);
     }
-    let published = base.and_then(|base| Recipe::published_for(&base.name));
+    let published = base.and_then(Identity::released).and_then(Recipe::published_for);
     let Some(name) = published else {
         let of = base.map_or("training without a base".to_owned(), |base| format!("`{}` as a base", base.name));
         let names = Recipe::names().collect::<Vec<_>>().join(", ");
@@ -203,33 +217,6 @@ fn recipe(args: &Args, out: &Path, base: Option<&Base>, parent: Option<&Parent>)
         return Err(Advised::usage(Usage(text), format!("there are {names}; {hint}")));
     };
     Ok(Recipe::load(name, &args.set)?)
-}
-
-fn named_base(model: &str, output: &mut Output) -> Result<Base> {
-    let opened = registry::open(model, output)?;
-    let name = match registry::is_directory(model) {
-        false => model.to_owned(),
-        true if !opened.has_files() => checkpoint_name(opened.dir())?,
-        true => {
-            let absolute = std::path::absolute(opened.dir())?;
-            absolute.file_name().map_or(model.to_owned(), |name| name.to_string_lossy().into_owned())
-        }
-    };
-    opened_base(name, opened)
-}
-
-/// The base `model`; where it is a released one, by its hash, it has that one's name and settings.
-fn opened_base(name: String, model: Canonical) -> Result<Base> {
-    let zoo = registry::zoo()?;
-    let manifest = zoo.get(&name).ok().or_else(|| released(&zoo, &model));
-    let tec = manifest.and_then(|manifest| manifest.tec);
-    Ok(Base { name: manifest.map_or(name, |manifest| manifest.name.clone()), model, tec })
-}
-
-fn released<'a>(zoo: &'a Zoo, model: &Canonical) -> Option<&'a Manifest> {
-    let sha256 = &model.config().provenance.source_sha256;
-    let is = |hash: &Digest| matches!(hash, Digest::Sha256(known) if known == sha256);
-    zoo.iter().find(|manifest| manifest.sources.iter().any(|source| source.hashes.iter().any(is)))
 }
 
 fn print(summary: &Summary, output: &mut Output) -> Result<()> {

@@ -1,10 +1,12 @@
 //! What `<MODEL>` names: a directory in the common format, a run or one of its checkpoints, or a model of the zoo.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::Result;
 
-use super::{hint::Advised, output::Output};
+use super::hint::Advised;
+use super::output::{Output, warning};
 use crate::fetch::Store;
 use crate::hint::{Command, Hint};
 use crate::model::{Canonical, ModelConfig, ModelFile};
@@ -26,9 +28,21 @@ pub(super) fn overlay() -> Result<PathBuf> {
     Ok(home()?.join("zoo"))
 }
 
-/// The embedded catalogue under the user's overlay.
+/// The embedded catalogue under the user's overlay. What is ignored of that is said, once.
 pub(super) fn zoo() -> Result<Zoo> {
-    Ok(Zoo::with_overlay(&overlay()?)?)
+    static SAID: Once = Once::new();
+    let zoo = Zoo::with_overlay(&overlay()?)?;
+    SAID.call_once(|| {
+        for path in zoo.ignored() {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            warning(format_args!(
+                "`{}` is ignored: `{name}` is a released model's name\nhint: `replaces = true` in it puts it in that \
+                 model's place; `tec-zoo register --remove {name}` removes it",
+                path.display()
+            ));
+        }
+    });
+    Ok(zoo)
 }
 
 /// Whether `model` is meant as a directory rather than a name.

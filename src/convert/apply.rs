@@ -106,6 +106,7 @@ impl Plan {
             other_branches: self.other_branches.clone(),
             tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
             lineage: Vec::new(),
+            lineage_sha256: Vec::new(),
             branched_from: Vec::new(),
         });
         let path = staged.path().join(ModelFile::Config.name());

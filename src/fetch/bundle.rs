@@ -332,7 +332,7 @@ fn adopt(
         }
         None => {
             store.replace_model(name, &fresh.0, options.chunk, caller)?;
-            register(&store.overlay(), name, &dir)?;
+            register(&store.overlay(), name, &dir, false)?;
             remember(store, name, caller);
             None
         }

@@ -110,6 +110,18 @@ pub fn remember(
     write().map_err(io("write", &path))
 }
 
+/// Forgets the model `name`; that it was not known is no failure.
+///
+/// # Errors
+/// The fingerprint cannot be removed.
+pub fn forget(folder: &Path, name: &str) -> Result<(), IdentifyError> {
+    let path = folder.join(format!("{name}.json"));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Every fingerprint of `folder`, by file name; none where there is no such folder.
 ///
 /// # Errors

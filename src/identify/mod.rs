@@ -21,7 +21,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 pub use compare::{Finding, Match, Relation, Sameness};
-pub use fingerprint::{Fingerprint, known, of_model, remember};
+pub use fingerprint::{Fingerprint, forget, known, of_model, remember};
 pub use unit::{SAMPLES, Unit};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorEntry};

@@ -311,9 +311,19 @@ pub struct Provenance {
     /// Base models this one was trained from, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lineage: Vec<String>,
+    /// sha256 of the `model.safetensors` of each of them, where it is known; see [`Provenance::base_sha256`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage_sha256: Vec<Option<String>>,
     /// Pretrainings this one went on from, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub branched_from: Vec<BranchPoint>,
+}
+
+impl Provenance {
+    /// sha256 of the weights of the base at `at` in [`Self::lineage`]; `None` where nobody wrote it down.
+    pub fn base_sha256(&self, at: usize) -> Option<&str> {
+        self.lineage_sha256.get(at)?.as_deref()
+    }
 }
 
 /// Where a pretraining left another one.

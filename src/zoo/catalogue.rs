@@ -1,7 +1,7 @@
 //! All manifests: the embedded ones and the user's.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -39,6 +39,20 @@ pub enum ZooError {
     #[error("`{name}` cannot be a model's name")]
     Name {
         /// What was given.
+        name: String,
+    },
+    /// A name that another model has.
+    #[error("`{name}` is {}", if *released { "a released model's name" } else { "another registered model's name" })]
+    Taken {
+        /// The name.
+        name: String,
+        /// Whether it is a released model's.
+        released: bool,
+    },
+    /// A name that nobody registered.
+    #[error("`{name}` is a released model, and nothing is registered in its place")]
+    Released {
+        /// The name.
         name: String,
     },
     /// A manifest that cannot be used.
@@ -83,8 +97,15 @@ impl ZooError {
                 models => Hint::new().words(format!("`{}` are models of {id}", models.join("` and `"))),
             }),
             Self::Name { .. } => Some("use a-z, 0-9, `-` and `.`, at most 64 of them".into()),
+            Self::Taken { released, .. } => {
+                let takes = match released {
+                    true => " puts this model in its place on this machine",
+                    false => " gives the name to this model",
+                };
+                Some(Hint::new().words("choose another name; ").option("overwrite").words(takes))
+            }
             Self::Model(error) => error.hint(),
-            Self::Manifest { .. } | Self::Io { .. } => None,
+            Self::Released { .. } | Self::Manifest { .. } | Self::Io { .. } => None,
         }
     }
 }
@@ -104,6 +125,7 @@ pub struct Lineage {
 #[derive(Debug, Clone, Default)]
 pub struct Zoo {
     manifests: BTreeMap<String, Manifest>,
+    ignored: Vec<PathBuf>,
 }
 
 impl Zoo {
@@ -121,7 +143,8 @@ impl Zoo {
         Ok(zoo)
     }
 
-    /// The embedded manifests, added to and overridden by the `*.toml` files of `overlay`, which need not exist.
+    /// The embedded manifests, added to by the `*.toml` files of `overlay`, which need not exist. One of a released model's
+    /// name overrides it where it says `replaces = true`, and is [ignored](Self::ignored) otherwise.
     ///
     /// # Errors
     /// [`ZooError`] naming the first file that cannot be used.
@@ -153,9 +176,18 @@ impl Zoo {
             let text = std::fs::read_to_string(&path).map_err(|error| io(&path, error))?;
             let mut manifest = Manifest::parse(name, &text).map_err(bad)?;
             manifest.directory = manifest.directory.map(|relative| dir.join(relative));
+            if self.manifests.contains_key(name) && !manifest.replaces {
+                self.ignored.push(path);
+                continue;
+            }
             self.manifests.insert(name.to_owned(), manifest);
         }
         Ok(())
+    }
+
+    /// Files of the overlay that have a released model's name and do not say that they replace it.
+    pub fn ignored(&self) -> &[PathBuf] {
+        &self.ignored
     }
 
     /// The manifest called `name`.

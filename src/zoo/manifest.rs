@@ -32,6 +32,9 @@ pub struct Manifest {
     /// A model directory in the common format, for registered models: absolute, or relative to the overlay folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
+    /// Whether this is meant to stand in a released model's place, whose name it has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaces: bool,
     /// Licence of the weights.
     pub licence: LicenceFacts,
     /// Architecture.

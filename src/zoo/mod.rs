@@ -12,8 +12,10 @@ mod manifest;
 mod register;
 
 pub use catalogue::{Lineage, Zoo, ZooError};
+#[cfg(feature = "train")]
+pub(crate) use digest::sha256_of;
 pub use digest::{Digest, DigestError};
 #[cfg(feature = "fetch")]
 pub(crate) use manifest::is_name;
 pub use manifest::{Base, LicenceFacts, Manifest, Metric, Source, SourceKind, Status, Summary, TecDefaults, Terms};
-pub use register::{check_name, register};
+pub use register::{check_name, register, unregister};

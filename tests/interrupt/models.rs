@@ -123,7 +123,7 @@ fn bundles_and_the_store_stop_and_leave_nothing() {
     let big = Big::new().model().bundle();
     let named = |folder: &Path| {
         big.give(folder);
-        register(&folder.join("home/zoo"), "big", &big.dir()).unwrap();
+        register(&folder.join("home/zoo"), "big", &big.dir(), false).unwrap();
     };
     stops(&["bundle", "big", "--out", "out.bundle"], &|_, said| said.contains("reading"), &[0, 200], &named);
     stops(&["bundle", "big", "--out", "out.bundle"], WRITING, &[30], &named);

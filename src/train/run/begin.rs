@@ -37,8 +37,9 @@ impl Beginning {
         from: Option<Checkpoint>,
         step: &mut Step<'_>,
         broken: u64,
+        base_sha256: Option<&str>,
     ) -> Result<Self, RunError> {
-        let model = result::config(recipe, step.vit(), settings.base.as_ref());
+        let model = result::config(recipe, step.vit(), settings.base.as_ref(), base_sha256);
         let new = Self { done: 0, skipped: broken, saved: None, branch: None, branched: None, model };
         let recorded = match &from {
             Some(checkpoint) => checkpoint.belongs.run.as_ref().and_then(|run| run.branch.clone()),

@@ -70,7 +70,7 @@ pub struct Pretraining {
 /// The base of a pretraining.
 #[derive(Debug)]
 pub struct Base {
-    /// What it is called: its name in the zoo, or its folder's.
+    /// What it is called: its name in the zoo, or its run's or folder's, which must be no name of the zoo.
     pub name: String,
     /// The model.
     pub model: Canonical,
@@ -79,10 +79,12 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base and its own bases, nearest first.
-    fn lineage(&self) -> Vec<String> {
-        let own = self.model.config().provenance.lineage.iter().cloned();
-        std::iter::once(self.name.clone()).chain(own).collect()
+    /// The base, with the sha256 of its weights, and its own bases, nearest first, each with that where it is known.
+    fn lineage(&self, sha256: Option<&str>) -> (Vec<String>, Vec<Option<String>>) {
+        let provenance = &self.model.config().provenance;
+        let own = (0..provenance.lineage.len()).map(|at| provenance.base_sha256(at).map(str::to_owned));
+        let names = std::iter::once(&self.name).chain(&provenance.lineage).cloned().collect();
+        (names, std::iter::once(sha256.map(str::to_owned)).chain(own).collect())
     }
 }
 

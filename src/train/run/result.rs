@@ -1,6 +1,5 @@
 //! What a run makes, in words: a model's configuration that says what it descends from.
 
-use std::io::Read as _;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -9,6 +8,7 @@ use super::Base;
 use super::error::RunError;
 use crate::model::{DecoderConfig, Feature, Interpolation, Licence, ModelConfig, Preprocessing, Provenance, VitConfig};
 use crate::train::{Recipe, Target};
+use crate::zoo::sha256_of;
 
 /// The paper's, and its predecessors': the images' own statistics are not asked.
 const IMAGENET: Preprocessing = Preprocessing {
@@ -20,18 +20,7 @@ const IMAGENET: Preprocessing = Preprocessing {
 
 /// Size and sha256 of a file, lower-case hex.
 pub(super) fn sha256(path: &Path) -> Result<(u64, String), RunError> {
-    let mut file = std::fs::File::open(path).map_err(RunError::io("read", path))?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 18]);
-    loop {
-        match file.read(&mut buffer).map_err(RunError::io("read", path))? {
-            0 => break,
-            count => {
-                hash.update(&buffer[..count]);
-                bytes += count as u64;
-            }
-        }
-    }
-    Ok((bytes, hex(hash)))
+    sha256_of(path).map_err(RunError::io("read", path))
 }
 
 /// A finished hash, lower-case hex.
@@ -45,12 +34,14 @@ pub(super) fn preprocessing(base: Option<&Base>) -> Preprocessing {
 }
 
 /// What the student `vit` of a run is as a model. The checkpoint it is made of is still to be named in its provenance.
-pub(super) fn config(recipe: &Recipe, vit: &VitConfig, base: Option<&Base>) -> ModelConfig {
+/// `base_sha256` is of the base's `model.safetensors`.
+pub(super) fn config(recipe: &Recipe, vit: &VitConfig, base: Option<&Base>, base_sha256: Option<&str>) -> ModelConfig {
     let method = &recipe.method;
     let pixels = method.target == Target::Pixels;
     let decoder = method.decoder;
     let decoder = DecoderConfig { width: decoder.width, depth: decoder.depth, heads: Some(decoder.heads) };
     let vit = VitConfig { decoder: Some(decoder), ..vit.clone() };
+    let (lineage, lineage_sha256) = base.map(|base| base.lineage(base_sha256)).unwrap_or_default();
     ModelConfig {
         format: ModelConfig::FORMAT,
         family: if pixels { "mae" } else { "tec" }.to_owned(),
@@ -66,7 +57,8 @@ pub(super) fn config(recipe: &Recipe, vit: &VitConfig, base: Option<&Base>) -> M
             branch: None,
             other_branches: Vec::new(),
             tool: concat!("tec-zoo ", env!("CARGO_PKG_VERSION")).to_owned(),
-            lineage: base.map(Base::lineage).unwrap_or_default(),
+            lineage,
+            lineage_sha256,
             branched_from: Vec::new(),
         },
         licence: licence(base),

@@ -214,7 +214,8 @@ impl<'a> Trainer<'a> {
         };
         let (folder, from) = continued(settings, recipe, &mut about, world, report)?;
         let mut step = Step::new(base.map(|base| &base.model), student, recipe.step_settings(), &settings.device)?;
-        let beginning = Beginning::of(settings, recipe, &schedule, from, &mut step, dataset.damaged().len() as u64)?;
+        let (broken, base_sha256) = (dataset.damaged().len() as u64, about.base.as_ref().map(|base| &*base.sha256));
+        let beginning = Beginning::of(settings, recipe, &schedule, from, &mut step, broken, base_sha256)?;
         let Beginning { done, skipped, saved, branch, branched, model } = beginning;
         about.branch = branch;
         agree(world, &settings.out, &about)?;
