@@ -424,6 +424,14 @@ fn demo_goes_the_whole_way() {
     let table = program.stdout(0, &["demo", "--out", "kept"]);
     assert!(table.contains("everything holds"), "{table}");
     assert_eq!(program.names(), ["kept"]);
+    // What it left is replaced on request, and nothing else with it.
+    let stderr = program.stderr(1, &["demo", "--out", "kept"]);
+    assert!(stderr.contains("`kept` exists") && stderr.contains("--overwrite"), "{stderr}");
+    std::fs::write(program.dir().join("kept/notes.txt"), "mine").unwrap();
+    let stderr = program.stderr(1, &["demo", "--out", "kept", "--overwrite"]);
+    assert!(stderr.contains("`notes.txt`") && program.dir().join("kept/model").exists(), "{stderr}");
+    assert!(program.stderr(1, &["demo", "--out", "-"]).contains("`-` is standard output"));
+    assert!(program.stderr(1, &["demo", "--out", "none/kept"]).contains("the folder `none` does not exist"));
 }
 
 #[test]

@@ -41,6 +41,8 @@ mod parity;
 mod position;
 #[cfg(feature = "cli")]
 mod quiet;
+#[cfg(all(feature = "cli", unix))]
+mod readme;
 mod stats;
 #[cfg(feature = "cli")]
 mod train;

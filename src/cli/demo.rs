@@ -7,9 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 
-use super::{exit::Exit, interrupt, output::Output, output::Paint, progress, runtimes};
+use super::{exit::Exit, interrupt, out, output::Output, output::Paint, progress, runtimes};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Layout, Plan, Request, emit};
+use crate::destination::DestinationError;
 use crate::model::Canonical;
 use crate::onnx::runtime::Runtime;
 use crate::onnx::{Adapters, CheckOptions, ExportOptions, RuntimeVerdict, Target, export_checked};
@@ -36,15 +37,20 @@ const REPEATS: usize = 16;
 /// On top of `nano`: what two processors do in well under a minute.
 const SETTINGS: [&str; 2] = ["optimizer.epochs=100", "optimizer.warmup_epochs=10"];
 const STUDENT: &str = "demo-tec";
+/// What is left in `--out`, beside graphs.
+const LEAVES: [&str; 7] = ["golden.safetensors", "model", "pictures", "pictures.txt", "run", "timm", "zoo"];
 
 /// The whole way on embedded data: convert, verify, pretrain, register, export, check in every runtime found
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   tec-zoo demo --out demo && ls demo")]
 pub(super) struct Args {
-    /// Keep what is made in this new folder; thrown away when left out
+    /// Keep what is made in this folder; thrown away when left out
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Replace what an earlier demo left in --out
+    #[arg(long, requires = "out")]
+    overwrite: bool,
 }
 
 /// The demo's one table, and whether every line of it is good.
@@ -68,10 +74,7 @@ impl Steps {
 
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let (folder, _temporary) = match &args.out {
-        Some(out) => {
-            std::fs::create_dir(out).with_context(|| format!("cannot make the folder `{}`", out.display()))?;
-            (out.clone(), None)
-        }
+        Some(out) => (claimed(out, args.overwrite)?, None),
         None => {
             let temporary = tempfile::tempdir()?;
             (temporary.path().to_path_buf(), Some(temporary))
@@ -103,6 +106,34 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     };
     output.line(verdict)?;
     Ok(if steps.good { Exit::Done } else { Exit::NotHeld })
+}
+
+/// The folder `out`, empty: of one that is there, only what a demo leaves is removed, and only on request.
+fn claimed(out: &Path, overwrite: bool) -> Result<PathBuf> {
+    let is_own = |name: &str| LEAVES.contains(&name) || name.ends_with(".onnx");
+    let folder = out::destination(out, overwrite).folder()?;
+    let failed = |source| DestinationError::Write { path: out.display().to_string(), source };
+    if !folder.exists() {
+        std::fs::create_dir(&folder).map_err(failed)?;
+        return Ok(folder);
+    }
+    let entries = std::fs::read_dir(&folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(failed)?;
+    let path = out.display().to_string();
+    let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    if let Some(name) = names.into_iter().find(|name| !is_own(name)) {
+        return Err(DestinationError::Foreign { path, name }.into());
+    }
+    if !entries.is_empty() && !overwrite {
+        return Err(DestinationError::Exists { path, why: "is not empty" }.into());
+    }
+    for entry in entries {
+        let removed = match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            true => std::fs::remove_dir_all(entry.path()),
+            false => std::fs::remove_file(entry.path()),
+        };
+        removed.map_err(failed)?;
+    }
+    Ok(folder)
 }
 
 fn convert(folder: &Path, steps: &mut Steps) -> Result<Canonical> {
@@ -166,7 +197,7 @@ fn pretraining(base: Canonical, folder: &Path, steps: &mut Steps, output: &mut O
     steps.add("pretrain", what, after < before)?;
 
     let overlay = folder.join("zoo");
-    register(&overlay, STUDENT, &summary.model)?;
+    register(&overlay, STUDENT, &summary.model, false)?;
     let zoo = Zoo::with_overlay(&overlay)?;
     let lineage = zoo.lineage(STUDENT)?.into_iter().map(|step| step.model).collect::<Vec<_>>().join(" from ");
     steps.add("register", format!("{lineage}, licence {}", zoo.get(STUDENT)?.licence.spdx), true)?;
