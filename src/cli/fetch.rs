@@ -19,8 +19,9 @@ use crate::zoo::{Manifest, Terms, Zoo};
   tec-zoo fetch ibot-vitb mae-vitb --dry-run
   tec-zoo fetch --from models.bundle                          all models of a bundle (`tec-zoo bundle`)
 
-An interrupted fetch goes on where it stopped. TEC_ZOO_HOME says where things are kept, HF_ENDPOINT and TEC_ZOO_MIRROR where else
-they are; HF_TOKEN goes to the hub's host only. TEC_ZOO_OFFLINE touches no network.")]
+An interrupted fetch says whether the next one goes on from there. TEC_ZOO_HOME
+says where things are kept, HF_ENDPOINT and TEC_ZOO_MIRROR where else they are;
+HF_TOKEN goes to the hub's host only. TEC_ZOO_OFFLINE touches no network.")]
 pub(super) struct Args {
     /// Names of the zoo; with a bundle, names in it (all of it when left out)
     #[arg(required_unless_present = "from")]

@@ -4,6 +4,11 @@
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+/// How long a stop goes unnoticed at most where it is waited for.
+const TICK: Duration = Duration::from_millis(50);
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -40,4 +45,22 @@ pub(super) struct Interrupted;
 /// Fails when the user asked to stop.
 pub(super) fn check() -> Result<(), Interrupted> {
     if requested() { Err(Interrupted) } else { Ok(()) }
+}
+
+/// Runs `work` on a thread of its own, and waits for it or for the user, who leaves it behind to end with the program: for
+/// reading that asks nobody whether to go on. What it makes must not have to be cleaned up.
+pub(super) fn leaving<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Interrupted> {
+    let (done, ended) = mpsc::channel();
+    let worker = std::thread::spawn(move || drop(done.send(work())));
+    loop {
+        match ended.recv_timeout(TICK) {
+            Ok(value) => return Ok(value),
+            Err(RecvTimeoutError::Timeout) => check()?,
+            // It panicked, and said why.
+            Err(RecvTimeoutError::Disconnected) => match worker.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => return Err(Interrupted),
+            },
+        }
+    }
 }

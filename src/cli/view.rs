@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Subcommand;
 
-use super::{exit::Exit, out, output::Output};
+use super::{exit::Exit, interrupt, out, output::Output};
 use crate::train::Metrics;
 use crate::view::{Curve, ViewError, curves};
 
@@ -37,13 +37,14 @@ enum Verb {
 pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
     let Verb::Curves { runs, out, overwrite } = &args.verb;
     let out = out::file(out, *overwrite, false, output)?;
-    let read = |run: &PathBuf| {
+    let read = |run: PathBuf| {
         let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy().into_owned();
         let records = Metrics::read(&run.join(Metrics::NAME))
             .map_err(|source| ViewError::Read { run: run.display().to_string(), source })?;
         Ok(Curve { name, records })
     };
-    let runs = runs.iter().map(read).collect::<Result<Vec<_>, ViewError>>()?;
+    let runs = runs.clone();
+    let runs = interrupt::leaving(move || runs.into_iter().map(read).collect::<Result<Vec<_>, ViewError>>())??;
     curves(&runs, out.clone())?;
     output.line(&out)?;
     Ok(Exit::Done)

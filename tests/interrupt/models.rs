@@ -167,6 +167,17 @@ fn what_computes_with_a_model_stops_and_leaves_nothing() {
 }
 
 #[test]
+fn a_picture_of_long_runs_stops_and_leaves_nothing() {
+    let line = r#"{"step":1,"epoch":0.1,"lr":1e-4,"loss":1.0,"feature":1.0,"grad_norm":1.0,"images":1,"skipped":0,"images_per_second":1.0,"data_wait":0.0,"time":1.0}"#;
+    let metrics = format!("{line}\n").repeat(600_000);
+    let prepare = |folder: &Path| {
+        std::fs::create_dir(folder.join("run")).unwrap();
+        std::fs::write(folder.join("run/metrics.jsonl"), &metrics).unwrap();
+    };
+    stops(&["view", "curves", "run", "run", "run", "--out", "out.svg"], AT_ONCE, &[0, 200], &prepare);
+}
+
+#[test]
 fn a_demo_stops_and_leaves_nothing() {
     stops(&["demo"], AT_ONCE, &[100, 900, 2500], &|_| {});
 }
