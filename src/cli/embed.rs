@@ -1,5 +1,6 @@
 //! `tec-zoo embed`.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -107,16 +108,23 @@ pub(super) fn run(args: &Args, output: &mut Output) -> Result<Exit> {
 /// A named output: shape and row-major values.
 type Named = (String, Vec<usize>, Vec<f32>);
 
+/// The eager pass, which asks the user at each layer whether to go on.
+type Attended<'a> = Eager<'a, fn(&str) -> ControlFlow<()>>;
+
+fn ask(_: &str) -> ControlFlow<()> {
+    interrupt::flow()
+}
+
 /// Who computes: the eager pass, or a runtime on a graph exported for this size.
 enum Engine<'a> {
-    Eager(Box<Eager<'a>>, &'a [FeatureOutput]),
+    Eager(Box<Attended<'a>>, &'a [FeatureOutput]),
     Graph { args: &'a Args, model: &'a Canonical, session: Option<(Session, [usize; 2], tempfile::TempDir)> },
 }
 
 impl<'a> Engine<'a> {
     fn new(args: &'a Args, model: &'a Canonical) -> Self {
         match args.runtime {
-            Runtime::Candle => Self::Eager(Box::new(Eager::new(model)), &args.outputs),
+            Runtime::Candle => Self::Eager(Box::new(Eager::new(model).attended(ask)), &args.outputs),
             Runtime::Ort | Runtime::Tract => Self::Graph { args, model, session: None },
         }
     }
@@ -139,7 +147,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-fn run_eager(eager: &mut Eager<'_>, wanted: &[FeatureOutput], batch: &Batch) -> Result<Vec<Named>> {
+fn run_eager(eager: &mut Attended<'_>, wanted: &[FeatureOutput], batch: &Batch) -> Result<Vec<Named>> {
     let images = Tensor::from_slice(&batch.values, &batch.shape[..], &Device::Cpu)?;
     let features = eager.features(&images)?;
     let vit = Vit::new(&eager.model().config().vit);

@@ -294,8 +294,8 @@ impl<'a> Remote<'a> {
                             let result = this.piece(piece, &mut at, caller, |read| {
                                 caller.progress(have.fetch_add(read, Ordering::Relaxed) + read, Some(all));
                             });
-                            // What has come is kept, so the next attempt goes on from there.
-                            if at > before {
+                            // What has come is kept, so the next attempt goes on from there; a drip is no progress.
+                            if at - before >= (piece.end - piece.start) / 16 {
                                 patience.progressed();
                             }
                             result
