@@ -53,10 +53,11 @@ struct Place {
 impl Model<'_> {
     /// Writes `out`, and `out` + `.data` when the model would be larger than `limit` bytes; `hear` may end it before each weight.
     pub(super) fn write(&self, out: &Destination, limit: u64, hear: Listener<'_>) -> Result<Written, ExportError> {
-        let failed = |source: io::Error| match source.get_ref().is_some_and(|error| error.is::<Interrupted>()) {
-            true => Interrupted.into(),
-            false => ExportError::Write { path: out.path().display().to_string(), source },
-        };
+        let failed =
+            |source: io::Error| match source.get_ref().and_then(|error| error.downcast_ref::<Interrupted>().copied()) {
+                Some(interrupted) => interrupted.into(),
+                None => ExportError::Write { path: out.path().display().to_string(), source },
+            };
         let inline: u64 = self.graph.initializers.iter().map(Initializer::bytes).sum();
         let external = inline > limit;
         let mut staged = out.file_output()?;

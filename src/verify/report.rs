@@ -55,7 +55,7 @@ impl fmt::Display for Report {
         let tolerance = self.tolerance;
         match (self.first_diverging, &self.diagnosis) {
             _ if self.holds.is_none() => {
-                write!(f, "nothing was compared: the record has no stage that this model makes")?
+                write!(f, "nothing was compared: the record has no stage that this model makes")?;
             }
             (Some(stage), _) => write!(f, "`{stage}` is the first stage beyond {tolerance:.1e} relative")?,
             (None, Some(_)) => write!(f, "all stages are within {tolerance:.1e} relative, and yet")?,

@@ -23,7 +23,7 @@ fn advice_names_the_flags_to_give() {
             "hint: `--size 1024`; its inputs",
         ),
         (
-            1,
+            2,
             &["export", "mae", "--size", "90x128", "--out", "x.onnx"],
             "such as `--size 96x128`, or made so by `--pad`",
         ),
