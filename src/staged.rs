@@ -68,7 +68,7 @@ fn cannot(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported)
 }
 
-/// A directory that will appear at its path on [`StagedDir::commit`]; dropped before, it leaves nothing.
+/// A directory that will appear at its path when it is committed; dropped before, it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct StagedDir {
     dir: TempDir,
@@ -97,6 +97,7 @@ impl StagedDir {
     }
 
     /// Moves it into place, over whatever was there.
+    #[cfg(feature = "train")]
     pub(crate) fn commit(self) -> io::Result<()> {
         self.commit_over(|error| error, |_| Ok(()))
     }
