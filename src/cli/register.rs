@@ -52,9 +52,18 @@ fn register(dir: &Path, name: &str, overwrite: bool, output: &mut Output) -> Res
     };
     let manifest = zoo::register(&registry::overlay()?, name, &dir, overwrite)?;
     let store = Store::open(&registry::home()?)?;
-    identify::remember(&store.fingerprints(), name, &dir, &mut |_| interrupt::flow())?;
+    remember(&store, name, &dir)?;
     output.say(format_args!("`{name}` is registered in {}", manifest.display()));
     Ok(())
+}
+
+/// Keeps the model's fingerprint. The name holds by now: who does not wait leaves it to `identify`, which makes what is missing.
+fn remember(store: &Store, name: &str, dir: &Path) -> Result<()> {
+    let folder = store.fingerprints();
+    match identify::remember(&folder, name, dir, &mut |_| interrupt::flow()) {
+        Err(identify::IdentifyError::Interrupted) => Ok(identify::forget(&folder, name)?),
+        other => Ok(other?),
+    }
 }
 
 fn remove(name: &str, output: &mut Output) -> Result<()> {
@@ -63,7 +72,7 @@ fn remove(name: &str, output: &mut Output) -> Result<()> {
     identify::forget(&store.fingerprints(), name)?;
     // A released model that is here is known by its own values again.
     if let (Ok(_), Some(released)) = (registry::zoo()?.get(name), store.model(name)) {
-        identify::remember(&store.fingerprints(), name, &released, &mut |_| interrupt::flow())?;
+        remember(&store, name, &released)?;
     }
     output.say(format_args!("`{name}` is no longer registered; its files stay in {}", directory.display()));
     Ok(())
