@@ -455,15 +455,15 @@ fn an_update_can_be_stopped_at_every_block_and_leaves_the_weights_as_they_were()
         assert_eq!(count(|phase| matches!(phase, Phase::Base { .. })), base.config().vit.depth);
         assert!(count(|phase| matches!(phase, Phase::Decoder { .. })) >= 2);
         assert!(count(|phase| matches!(phase, Phase::Backward { .. })) > 3 * depth, "{heard:?}");
-        for at in 0..heard.len() {
+        for (at, phase) in heard.iter().enumerate() {
             let mut left = at;
             let mut hear = |_| {
                 left = left.wrapping_sub(1);
                 if left == usize::MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let ended = step.update(1, &world).unwrap().add(&batch, &mut hear);
-            assert!(matches!(ended, Err(StepError::Interrupted)), "{:?}", heard[at]);
-            assert_eq!(left, usize::MAX, "it went on after {:?}", heard[at]);
+            assert!(matches!(ended, Err(StepError::Interrupted)), "{phase:?}");
+            assert_eq!(left, usize::MAX, "it went on after {phase:?}");
         }
         assert!(step.state().unwrap() == before, "the weights moved");
     }
@@ -474,7 +474,7 @@ fn a_new_student_starts_as_upstreams_does() {
     let reference = &Reference::full();
     let dir = tempfile::tempdir().unwrap();
     let base = reference.base(dir.path());
-    let step = step(reference, &base, Precision::F32);
+    let step = Step::new(Some(&base), &reference.vit(""), reference.settings(), &device()).unwrap();
     let vit = step.vit().clone();
     let state = step.state().unwrap();
     let values = |name: &str| {
@@ -485,7 +485,7 @@ fn a_new_student_starts_as_upstreams_does() {
     // `nn.Conv2d`'s own, which `initialize_weights` leaves alone: U(±1/√fan_in).
     let bound = 1.0 / ((3 * vit.patch_size * vit.patch_size) as f32).sqrt();
     let largest = most("patch_embed.proj.bias");
-    assert!(0.7 * bound < largest && largest <= bound, "{largest} of {bound}");
+    assert!(0.5 * bound < largest && largest <= bound, "{largest} of {bound}");
     assert!(values("patch_embed.proj.bias").iter().any(|value| *value < 0.0));
     for name in ["blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.bias", "norm.bias"] {
         assert_eq!(most(name), 0.0, "{name}");

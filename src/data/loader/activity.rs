@@ -65,7 +65,7 @@ impl Code {
         let code = self.0.load(Ordering::Relaxed);
         match (code / 2).checked_sub(1) {
             None => LoaderActivity::Waiting,
-            Some(sample) if code % 2 == 0 => LoaderActivity::Reading { path: path(sample) },
+            Some(sample) if code.is_multiple_of(2) => LoaderActivity::Reading { path: path(sample) },
             Some(sample) => LoaderActivity::Decoding { path: path(sample) },
         }
     }

@@ -59,13 +59,13 @@ pub fn pretrain(
         Images::find(&settings.data, &settings.out, settings.resume, &mut |event| (report.hear)(News::Scan(event)))?;
     let (recipe, schedule) = settled(settings, images.dataset.len(), world)?;
     let trainer = Trainer::new(settings, &recipe, schedule, images, world, &mut report)?;
-    let Some(least) = recipe.run.watchdog() else { return trainer.to_the_end(&mut report) };
+    let Some(least) = recipe.run.watchdog() else { return trainer.run_to_end(&mut report) };
     let (pulse, loader) = (&pulse, trainer.loader.activity());
     std::thread::scope(|scope| {
         // Hung up, however the run ends.
         let (_running, ended) = mpsc::channel();
         scope.spawn(move || watch(pulse, least, &loader, &ended, stalled));
-        trainer.to_the_end(&mut report)
+        trainer.run_to_end(&mut report)
     })
 }
 
@@ -189,6 +189,9 @@ struct Made {
     waited: Duration,
 }
 
+/// An update, and how it ended.
+type Attempt = (Made, Result<StepReport, StepError>);
+
 impl<'a> Trainer<'a> {
     fn new(
         settings: &'a Pretraining,
@@ -281,7 +284,7 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    fn to_the_end(mut self, report: &mut Reporter<'_>) -> Result<End, RunError> {
+    fn run_to_end(mut self, report: &mut Reporter<'_>) -> Result<End, RunError> {
         let ended = self.run(report);
         if let Err(RunError::Data(_)) = ended {
             // The weights are good, whatever became of the images. Should this fail too, the first reason is the one to tell.
@@ -335,11 +338,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Makes the next update, each micro-batch as it is ready; none when asked to stop before it was made.
-    fn update(
-        &mut self,
-        lr: f64,
-        report: &mut Reporter<'_>,
-    ) -> Result<Option<(Made, Result<StepReport, StepError>)>, RunError> {
+    fn update(&mut self, lr: f64, report: &mut Reporter<'_>) -> Result<Option<Attempt>, RunError> {
         let (step, of, started) = (self.done + 1, self.micro_batches, Instant::now());
         let (left, updates) = (self.left(), (self.schedule.steps() - self.done) as f64);
         let mut made = Made::default();
