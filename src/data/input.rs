@@ -55,7 +55,7 @@ pub enum DataError {
         reason: String,
     },
     /// A folder of both kinds of training data.
-    #[error("cannot train on `{path}`: it holds {} and {shards} .tar shards", counted(*.images))]
+    #[error("cannot train on `{path}`: it holds {} and {}", counted(*.images, "image"), counted(*.shards, ".tar shard"))]
     Mixed {
         /// The folder.
         path: String,
@@ -92,7 +92,7 @@ pub enum DataError {
         what: String,
     },
     /// The images do not fill one batch.
-    #[error("cannot load a batch of {batch} on each of {processes} processes: there are only {}", counted(*.images))]
+    #[error("cannot load a batch of {batch} on each of {processes} processes: there are only {}", counted(*.images, "image"))]
     TooFew {
         /// Images of a batch.
         batch: usize,
@@ -126,8 +126,8 @@ pub enum DataError {
 }
 
 /// `1 image`, `2 images`.
-pub(crate) fn counted(images: u64) -> String {
-    if images == 1 { "1 image".to_owned() } else { format!("{images} images") }
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 impl DataError {

@@ -75,7 +75,7 @@ pub enum RunError {
     #[error("nobody published k and τ for this base")]
     NoTecSettings,
     /// The data are less than one update needs.
-    #[error("`{data}` has {}; one update needs {batch}", counted(*.images))]
+    #[error("`{data}` has {}; one update needs {batch}", counted(*.images, "image"))]
     TooFew {
         /// The data.
         data: String,
