@@ -165,7 +165,7 @@ fn what_is_nothing_to_train_on_is_refused_with_the_reason() {
     fs::create_dir(at("both")).unwrap();
     fs::write(at("both/a.tar"), tar_of(&[("0.jpg", b"1")])).unwrap();
     touch(&at("both/b.jpg"));
-    assert!(message(&at("both")).contains("1 image and 1 .tar shards"));
+    assert!(message(&at("both")).contains("1 image and 1 .tar shard"));
     assert!(message(&at("s-{3..1}.tar")).contains("backwards"));
     assert!(message(&at("s-{0..99999999}.tar")).contains("more than"));
     assert!(message(&at("s-{0..1}.tar")).contains("s-0.tar"));
