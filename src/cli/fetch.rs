@@ -238,7 +238,7 @@ impl<'a> News<'a> {
                 bar.set_position(have);
             }
             Event::Waiting { holder } => {
-                bar.suspend(|| self.output.say(format_args!("waiting for {holder}, which is at it already")))
+                bar.suspend(|| self.output.say(format_args!("waiting for {holder}, which is at it already")));
             }
             Event::Source { address } => bar.suspend(|| self.output.say(format_args!("from {address}"))),
             Event::Resumed { have, total } => {

@@ -29,7 +29,7 @@ pub struct ImageBatches {
 
 #[derive(Debug)]
 enum Source {
-    Files { paths: std::vec::IntoIter<PathBuf>, transform: EvalTransform, size: [usize; 2] },
+    Files { paths: std::vec::IntoIter<PathBuf>, transform: Box<EvalTransform>, size: [usize; 2] },
     Tensor { weights: Weights, at: usize },
 }
 
@@ -47,7 +47,8 @@ impl ImageBatches {
     ) -> Result<Self, DataError> {
         let source = match input {
             Input::Images(paths) => {
-                Source::Files { paths: paths.into_iter(), transform: EvalTransform::new(preprocessing, size), size }
+                let transform = Box::new(EvalTransform::new(preprocessing, size));
+                Source::Files { paths: paths.into_iter(), transform, size }
             }
             Input::Tensors(path) => {
                 let bad = |reason: String| DataError::Tensors { path: path.display().to_string(), reason };

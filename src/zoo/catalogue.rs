@@ -205,14 +205,14 @@ impl Zoo {
     /// # Ok::<(), tec_zoo::zoo::ZooError>(())
     /// ```
     pub fn get(&self, name: &str) -> Result<&Manifest, ZooError> {
-        self.manifests.get(name).ok_or_else(|| match self.from_hub(name) {
+        self.manifests.get(name).ok_or_else(|| match self.mirrors_of(name) {
             models if !models.is_empty() || name.contains('/') => ZooError::HubId { id: name.to_owned(), models },
             _ => ZooError::Unknown { name: name.to_owned(), near: self.near(name) },
         })
     }
 
     /// The models that can be had from the repository `id` of the hub, with or without its owner.
-    fn from_hub(&self, id: &str) -> Vec<String> {
+    fn mirrors_of(&self, id: &str) -> Vec<String> {
         let is = |hub: &str| hub == id || hub.split_once('/').is_some_and(|(_, name)| name == id);
         let from = |manifest: &&Manifest| manifest.sources.iter().filter_map(|source| source.hub.as_deref()).any(is);
         self.iter().filter(from).map(|manifest| manifest.name.clone()).collect()

@@ -29,8 +29,8 @@ pub(super) fn literals(source: &str) -> Vec<Literal> {
             let len = rest[open..].find(&close).unwrap_or(rest.len() - open);
             out.push(literal(source, at, rest[open..open + len].to_owned()));
             (open + len + close.len()).min(rest.len())
-        } else if rest.starts_with('"') {
-            let (text, len) = plain(&rest[1..]);
+        } else if let Some(text) = rest.strip_prefix('"') {
+            let (text, len) = plain(text);
             out.push(literal(source, at, text));
             (1 + len).min(rest.len())
         } else if rest.starts_with('\'') {

@@ -56,7 +56,7 @@ fn a_cause_is_printed_once_and_the_advice_after_it() {
     let stderr = program.stderr(4, &["fetch", "mae-vitb", "--offline"]);
     let told = "error: `mae-vitb` is not fetched: `mae-vitb` is not in the store and this is offline\nhint: ";
     assert!(
-        stderr.ends_with(&format!("{}fetch it once online, or give the file with `--from FILE`\n", told)),
+        stderr.ends_with(&format!("{told}fetch it once online, or give the file with `--from FILE`\n")),
         "{stderr}"
     );
 
