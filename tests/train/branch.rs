@@ -164,6 +164,7 @@ fn a_branch_killed_before_its_first_checkpoint_begins_from_its_parent_again_or_s
     }
     let other = place.fails(1, &["pretrain", "--branch-from", "parent@3", "--out", "killed", "--resume"]);
     assert!(other.contains("another parent: it was `parent` at update 6"), "{other}");
+    assert!(other.contains("leave `--branch-from` out: a run that goes on knows where it began"), "{other}");
     place.ok(&["pretrain", "--out", "killed", "--resume"]);
     place.outcome("killed").assert_is(&place.outcome("alone"), "from its parent again");
     std::fs::remove_dir_all(place.path("killed/checkpoints")).unwrap();

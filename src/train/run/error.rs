@@ -294,6 +294,10 @@ impl RunError {
                     .command(branch(dump).set("optimizer.base_lr", "X"))
                     .words(" goes on from there with a lower learning rate, or another setting")
             }
+            Self::Other { what: "parent", .. } => Hint::new()
+                .words("name the update, as RUN@120; or leave ")
+                .option("branch_from")
+                .words(" out: a run that goes on knows where it began"),
             Self::Young { .. } => Hint::new()
                 .words("it saves after ")
                 .option("run.save_steps")
