@@ -18,18 +18,19 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// Writes down what the run is, opens its metrics behind the checkpoint `saved`, and returns those before it.
+    /// Writes down what the run is, opens its metrics behind `done` updates, and returns those. `saved` is the checkpoint of
+    /// so many, where there is one that says all a checkpoint says.
     pub(super) fn open(
         folder: Folder,
         recipe: &Recipe,
         about: &RunFile,
+        done: u64,
         saved: Option<(u64, PathBuf)>,
         now: f64,
     ) -> Result<(Self, Vec<StepRecord>), RunError> {
         folder.write(Folder::RECIPE, &recipe.to_text()?)?;
         folder.write_json(Folder::RUN, about)?;
         let path = folder.file(Metrics::NAME);
-        let done = saved.as_ref().map_or(0, |(step, _)| *step);
         let (metrics, kept) = Metrics::open(&path, done).map_err(RunError::io("write", &path))?;
         let path = folder.file(Events::NAME);
         let events = Events::start(&path, now, &kept).map_err(RunError::io("write", &path))?;

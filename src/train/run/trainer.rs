@@ -244,7 +244,7 @@ impl<'a> Trainer<'a> {
             let room = Room::of(&folder, &recipe.run, &step, [done, schedule.steps()], kept_base(base))?;
             report.say(News::Disk(room));
             room.suffices(&folder)?;
-            let (opened, kept) = Desk::open(folder, recipe, &about, saved, now())?;
+            let (opened, kept) = Desk::open(folder, recipe, &about, done, saved, now())?;
             dataset.keep(&settings.data, &opened.folder.file(Folder::SCAN))?;
             keep(base, &opened.folder)?;
             desk = Some(opened);
