@@ -13,8 +13,7 @@ const MAX_RESIZED: u64 = 1 << 27;
 
 /// Decodes, resizes, crops and normalises one image at a time to `[H, W]`.
 ///
-/// The resampling filter is Pillow's algorithm (8-bit intermediate, antialiased), so that the pixels equal
-/// torchvision's on the same decoded image to one grey level. Like torchvision's `ImageFolder`, it ignores EXIF
+/// Resampling is Pillow's algorithm, so that the pixels equal torchvision's on the same decoded image to the bit. Like torchvision's `ImageFolder`, it ignores EXIF
 /// orientation and drops alpha.
 #[derive(Debug)]
 pub struct EvalTransform {
