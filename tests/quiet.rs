@@ -13,7 +13,8 @@ pub(crate) fn export(
     out: impl Into<Destination>,
     options: &ExportOptions,
 ) -> Result<ExportReport, ExportError> {
-    onnx::export(model, out, options, &mut |_| ControlFlow::Continue(()))
+    // Into scratch folders, where a test's next export takes the place of its last.
+    onnx::export(model, out.into().overwrite(true), options, &mut |_| ControlFlow::Continue(()))
 }
 
 pub(crate) fn check(path: &Path, reference: Reference<'_>, options: &CheckOptions) -> Result<CheckReport, CheckError> {

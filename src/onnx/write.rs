@@ -108,12 +108,14 @@ impl Model<'_> {
 
     fn write_data(&self, file: &mut File, places: &[Option<Place>], progress: Progress<'_>) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        let mut at = 0;
+        // What is written of the weights, and where the file is: it has gaps between them.
+        let (mut written, mut at) = (0, 0);
         for (initializer, place) in self.graph.initializers.iter().zip(places) {
             let Some(place) = place else { continue };
-            progress(at)?;
+            progress(written)?;
             io::copy(&mut io::Read::take(io::repeat(0), place.offset - at), &mut out)?;
             initializer.payload.write(initializer.element, &mut out)?;
+            written += place.len;
             at = place.offset + place.len;
         }
         out.flush()
