@@ -11,9 +11,7 @@ use tec_zoo::convert::{Request, convert};
 use tec_zoo::data::FeatureFile;
 use tec_zoo::destination::Destination;
 use tec_zoo::model::Canonical;
-use tec_zoo::onnx::ExportOptions;
-
-use crate::quiet::export;
+use tec_zoo::onnx::{ExportOptions, export};
 use tec_zoo::train::{Metrics, StepRecord};
 
 use super::cli::{Program, fixture};
@@ -321,10 +319,11 @@ fn what_appears_meanwhile_is_not_replaced_unasked() {
     // Weights beside a graph are an output like the graph.
     fs::write(at("x.onnx.data"), "theirs").unwrap();
     let options = ExportOptions { external_above: 0, ..ExportOptions::default() };
-    let error = export(&model, &at("x.onnx"), &options).unwrap_err().to_string();
+    let error = export(&model, &at("x.onnx"), &options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
     assert!(error.contains("x.onnx.data` exists"), "{error}");
     assert!(!at("x.onnx").exists());
     assert_eq!(fs::read_to_string(at("x.onnx.data")).unwrap(), "theirs");
-    export(&model, Destination::new(at("x.onnx")).overwrite(true), &options).unwrap();
+    let over = Destination::new(at("x.onnx")).overwrite(true);
+    export(&model, over, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(fs::metadata(at("x.onnx.data")).unwrap().len() > 100_000);
 }

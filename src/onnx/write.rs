@@ -185,7 +185,8 @@ impl Model<'_> {
 
         out.write_all(model.bytes())?;
         out.write_all(head.bytes())?;
-        let mut written = 0;
+        // What is beside the file was written before.
+        let mut written: u64 = places.iter().flatten().map(|place| place.len).sum();
         for ((message, tensor, inline), initializer) in tensors.iter().zip(&graph.initializers) {
             out.write_all(message.bytes())?;
             out.write_all(tensor.bytes())?;
