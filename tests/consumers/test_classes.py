@@ -45,7 +45,7 @@ def ours(directory, size, levels):
     save_file({"images": images}, resized / "images.safetensors")
     names = [f"block{level}" for level in levels]
     out = resized / "features.safetensors"
-    tec_zoo("embed", resized, resized / "images.safetensors", "--out", out, "--outputs", ",".join(names))
+    tec_zoo("embed", resized, resized / "images.safetensors", "--out", out, "--overwrite", "--outputs", ",".join(names))
     features = load_file(out)
     return images, [features[name] for name in names], vit
 

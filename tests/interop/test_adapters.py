@@ -100,7 +100,8 @@ def test_only_the_adapters_of_an_exported_model_learn(models, tmp_path, purpose)
     with torch.no_grad():
         ours = model(images)
     for name, theirs in zip(model.outputs, session.run(None, {"pixel_values": images.numpy()}), strict=True):
-        np.testing.assert_allclose(ours[name].numpy(), theirs, atol=1e-5)
+        # Sums of either engine depend on the processor, and values reach 4: a hundred-thousandth of the largest.
+        np.testing.assert_allclose(ours[name].numpy(), theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
 
     names = [name for name in before if name.startswith(PREFIX)]
     assert len(names) >= 8 and len(names) < len(before)

@@ -39,7 +39,7 @@ def shake(model, seed):
 def embedded(directory, images, folder):
     save_file({"images": images}, folder / "images.safetensors")
     out = folder / "features.safetensors"
-    tec_zoo("embed", directory, folder / "images.safetensors", "--out", out, "--outputs", ",".join(BLOCKS))
+    tec_zoo("embed", directory, folder / "images.safetensors", "--out", out, "--overwrite", "--outputs", ",".join(BLOCKS))
     return load_file(out)
 
 

@@ -72,7 +72,7 @@ def test_a_detectors_maps_are_pytorchs_at_its_own_size_and_at_others(detector, t
 def test_every_runtime_runs_them_and_says_the_same(segmenter, detector, tmp_path):
     for directory, purpose, size in [(segmenter[1], "upernet", "512x512"), (detector[1], "vitdet", "320x640")]:
         path = tmp_path / "x.onnx"
-        checked = tec_zoo("export", directory, "--out", path, "--for", purpose, "--size", size, "--json")
+        checked = tec_zoo("export", directory, "--out", path, "--overwrite", "--for", purpose, "--size", size, "--json")
         runtimes = json.loads(checked)["check"]["runtimes"]
         assert {runtime["runtime"]: runtime["verdict"] for runtime in runtimes} == dict.fromkeys(
             ["ort", "tract", "candle"], "ran"

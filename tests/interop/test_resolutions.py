@@ -123,7 +123,7 @@ def test_tract_and_candle_agree_with_pytorch_at_every_size(nano, tmp_path):
     model, directory = nano
     for flavour in FLAVOURS:
         path = tmp_path / "any.onnx"
-        tec_zoo("export", directory, "--out", path, "--dynamic", "--pad", "--resample", flavour, "--no-check")
+        tec_zoo("export", directory, "--out", path, "--overwrite", "--dynamic", "--pad", "--resample", flavour, "--no-check")
         sizes = ",".join(f"{height}x{width}" for height, width in SIZES)
         report = tec_zoo("check", path, "--against", directory, "--size", sizes, "--json")
         report = json.loads(report)
@@ -160,7 +160,7 @@ def test_without_padding_a_rest_is_cut_off_as_the_patch_convolution_does(nano, t
     batch = images(230, 250)
     [tokens] = session(path).run(None, {"pixel_values": batch.numpy()})
     assert np.abs(tokens - expected(model, "size", batch[..., :224, :240])).max() <= 1e-4
-    refused = tec_zoo("export", directory, "--out", path, "--size", "230x250", code=2)
+    refused = tec_zoo("export", directory, "--out", path, "--overwrite", "--size", "230x250", code=2)
     assert refused == ""
 
 
@@ -168,7 +168,7 @@ def test_padding_reaches_multiples_of_more_than_a_patch(nano, tmp_path):
     model, directory = nano
     for options in (["--dynamic"], ["--size", "230x250"]):
         path = tmp_path / "padded.onnx"
-        tec_zoo("export", directory, "--out", path, "--pad=32", "--resample", "size", "--no-check", *options)
+        tec_zoo("export", directory, "--out", path, "--overwrite", "--pad=32", "--resample", "size", "--no-check", *options)
         batch = images(230, 250)
         [tokens] = session(path).run(None, {"pixel_values": batch.numpy()})
         whole = F.pad(batch, (0, 6, 0, 26))
