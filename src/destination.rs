@@ -18,6 +18,9 @@ use std::fmt;
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Seek as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crate::hint::Hint;
 use crate::staged::{StagedDir, StagedFile, folder_of};
@@ -331,6 +334,8 @@ fn shown(path: &Path) -> String {
 
 /// More links than any system follows.
 const MAX_LINKS: usize = 40;
+/// How long a FIFO waits for somebody who reads it.
+const READER_COMES: Duration = Duration::from_secs(60);
 
 /// `path` with the links at its end followed, and what is there. A link may lead to nothing yet; the folder of what it
 /// leads to is there.
@@ -375,8 +380,14 @@ fn no_folder(path: &Path, target: &Path) -> DestinationError {
 }
 
 /// A device or FIFO, to write to; a file that took its place is not touched.
+///
+/// A FIFO opens once somebody reads it, which may be never: a thread waits for that, and is waited for within bounds.
 fn open(path: &Path) -> io::Result<File> {
-    let file = fs::OpenOptions::new().write(true).open(path)?;
+    let (sender, receiver) = mpsc::channel();
+    let of = path.to_path_buf();
+    thread::spawn(move || sender.send(fs::OpenOptions::new().write(true).open(of)));
+    let nobody = |_| io::Error::new(io::ErrorKind::TimedOut, "nobody reads from it");
+    let file = receiver.recv_timeout(READER_COMES).map_err(nobody)??;
     let is_stream = |meta: Metadata| Found::of(meta.file_type()).is_stream();
     if file.metadata().is_ok_and(is_stream) { Ok(file) } else { Err(io::ErrorKind::AlreadyExists.into()) }
 }
